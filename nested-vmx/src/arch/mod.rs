@@ -1,0 +1,1 @@
+//! Architectural definitions only: no behaviour.

@@ -1,0 +1,1 @@
+//! Guest RAM: the one place that touches guest memory.

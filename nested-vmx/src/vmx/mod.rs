@@ -1,0 +1,1 @@
+//! The nested-VMX emulation.
