@@ -20,8 +20,8 @@ pub fn to_value<M: Message + Name>(message: &M) -> Result<serde_json::Value, ser
     let descriptor = pool()
         .get_message_by_name(&name)
         .ok_or_else(|| serde_json::Error::custom(format!("no descriptor for {name}")))?;
-    let dynamic = DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice())
-        .map_err(serde_json::Error::custom)?;
+    let dynamic =
+        DynamicMessage::decode(descriptor, message.encode_to_vec().as_slice()).map_err(serde_json::Error::custom)?;
     let options = SerializeOptions::new().skip_default_fields(false);
     dynamic.serialize_with_options(serde_json::value::Serializer, &options)
 }
