@@ -1,5 +1,6 @@
 //! Architectural definitions only: no behaviour.
 
+pub mod apic;
 pub mod cr;
 pub mod efer;
 pub mod exception;
