@@ -33,7 +33,8 @@ fn main() {
         }
         rustc.arg("--extern").arg(join("rt=", &out.join("librt.rlib")));
         rustc.args(["-C", "lto=fat"]);
-        for argument in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,--gc-sections"] {
+        for argument in ["-nostdlib", "-nostartfiles", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,--gc-sections"]
+        {
             rustc.args(["-C", &format!("link-arg={argument}")]);
         }
         rustc.arg("-C").arg(join("link-arg=-Wl,-T,", &source.join("rt/link.ld")));
