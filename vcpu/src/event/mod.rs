@@ -1,0 +1,139 @@
+//! What happened, in order.
+//!
+//! Each vCPU records into a ring of its own with a local sequence number; [`Events`] merges the rings into one
+//! log per VM. An event takes its place in the VM's order when it is recorded, and a cause (an ICR write, an
+//! injection) is recorded before it is sent, so causes always come first. The log keeps three classes apart,
+//! so that frequent events never push out an INIT or a SIPI; what a bound pushed out is an explicit gap.
+
+mod log;
+mod writer;
+
+use std::collections::BTreeSet;
+
+use nested_vmx::bus::{Delivery, IpiMessage};
+use nested_vmx::event::{ActivityState, Detail, EventKind, MpState, VmxMode};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Injection;
+
+pub use log::{EventBatch, Events, Gap, Subscription};
+pub use writer::EventWriter;
+
+/// The vCPU number of events that belong to the whole VM.
+pub const WHOLE_VM: u32 = u32::MAX;
+
+/// Who acted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Level {
+    /// nestd: classifies INIT and SIPI, emulates VM exits, injects.
+    L0,
+    /// The guest outside VMX operation or in VMX root operation.
+    L1,
+    /// The guest in VMX non-root operation.
+    L2,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    Processor(Detail),
+    /// A client injected; `id` is the cause of what follows.
+    Injected {
+        id: u64,
+        injection: Injection,
+    },
+    /// The VM's state changed.
+    Vm(VmChange),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmChange {
+    Started,
+    Paused,
+    Resumed,
+    Reset,
+    Stopped,
+    Failed,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventRecord {
+    /// The place in the VM's order, from 1 on without holes.
+    pub seq: u64,
+    /// [`WHOLE_VM`] for what concerns no single vCPU.
+    pub vcpu: u32,
+    /// The place among this vCPU's events, from 1 on.
+    pub local_seq: u64,
+    /// The VM's time at this vCPU.
+    pub time_ns: u64,
+    pub level: Level,
+    pub what: What,
+    /// The id of the ICR write or injection that caused this; 0 when nothing outside did.
+    pub cause: u64,
+    /// After the event.
+    pub mp_state: MpState,
+    pub activity: ActivityState,
+}
+
+/// How long an event is kept, and what it may push out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Class {
+    /// The INIT and SIPI story.
+    Signal = 0,
+    /// HLT and waking from it.
+    State = 1,
+    /// Recorded only while someone subscribes.
+    Frequent = 2,
+}
+
+const EXIT_TRIPLE_FAULT: u32 = 2;
+const EXIT_INIT: u32 = 3;
+const EXIT_SIPI: u32 = 4;
+/// Bit 31: the exit is a failed VM entry (SDM 3, "Basic VM-Exit Information").
+const EXIT_ENTRY_FAILURE: u32 = 1 << 31;
+
+fn is_signal(message: &IpiMessage) -> bool {
+    matches!(message.delivery, Delivery::Init | Delivery::InitDeassert | Delivery::StartUp | Delivery::Nmi)
+}
+
+/// Frequent VM exits and entries are counted only; the entries around INIT and SIPI are part of their story:
+/// `after_kept_exit` says that this is the first entry after an exit that is kept, or the first of all.
+fn class_of(detail: &Detail, after_kept_exit: bool) -> Class {
+    match detail {
+        Detail::IcrWrite { message, .. } if !is_signal(message) => Class::Frequent,
+        Detail::VmEntry { activity, .. } if *activity != ActivityState::WaitForSipi && !after_kept_exit => {
+            Class::Frequent
+        }
+        Detail::VmExit { reason, .. }
+            if !matches!(*reason, EXIT_TRIPLE_FAULT | EXIT_INIT | EXIT_SIPI) && reason & EXIT_ENTRY_FAILURE == 0 =>
+        {
+            Class::Frequent
+        }
+        Detail::Activity { from, to } => {
+            let hlt = |a: &ActivityState| matches!(a, ActivityState::Active | ActivityState::Hlt);
+            if hlt(from) && hlt(to) { Class::State } else { Class::Signal }
+        }
+        _ => Class::Signal,
+    }
+}
+
+fn level_of(detail: &Detail, mode: VmxMode) -> Level {
+    match detail {
+        Detail::Init(_)
+        | Detail::Sipi { .. }
+        | Detail::Nmi(_)
+        | Detail::VmExit { .. }
+        | Detail::VmEntryFailed { .. }
+        | Detail::VmxAbort { .. }
+        | Detail::Reset => Level::L0,
+        Detail::VmEntry { .. } | Detail::VmxOn { .. } | Detail::VmxOff => Level::L1,
+        Detail::IcrWrite { .. } | Detail::Activity { .. } | Detail::TripleFault => match mode {
+            VmxMode::NonRoot => Level::L2,
+            VmxMode::Off | VmxMode::Root => Level::L1,
+        },
+    }
+}
+
+/// The kinds of frequent events that a subscriber may ask for.
+pub fn frequent_kinds() -> BTreeSet<EventKind> {
+    BTreeSet::from([EventKind::VmEntry, EventKind::VmExit, EventKind::IcrWrite])
+}

@@ -1,0 +1,93 @@
+//! A vCPU's own ring.
+
+use std::sync::{Arc, Mutex};
+
+use nested_vmx::event::{ActivityState, Detail, Fate, VmxMode};
+
+use super::{Class, EventRecord, Events, What, class_of, level_of};
+use crate::counters::VcpuCounters;
+use crate::thread::lock;
+
+/// Events recorded and not merged yet; a full ring is merged by its writer, so it loses nothing.
+pub(super) const RING_LEN: usize = 1024;
+
+#[derive(Debug, Default)]
+pub(super) struct Ring {
+    pub records: Vec<(Class, EventRecord)>,
+    local_seq: u64,
+}
+
+/// Records one vCPU's events. Its owner is the vCPU's thread.
+pub struct EventWriter {
+    vcpu: u32,
+    ring: Arc<Mutex<Ring>>,
+    log: Arc<Events>,
+    counters: Arc<VcpuCounters>,
+    activity: ActivityState,
+    after_kept_exit: bool,
+}
+
+impl EventWriter {
+    pub(super) fn new(vcpu: u32, ring: Arc<Mutex<Ring>>, log: Arc<Events>, counters: Arc<VcpuCounters>) -> Self {
+        Self { vcpu, ring, log, counters, activity: ActivityState::Active, after_kept_exit: true }
+    }
+
+    /// Says where the vCPU starts, so that records carry the right state before the first change.
+    pub fn set_activity(&mut self, activity: ActivityState) {
+        self.activity = activity;
+        self.after_kept_exit = true;
+    }
+
+    /// Counts the event, and records it unless it is frequent and nobody subscribed. Returns whether an
+    /// observer may now ask for the state that it led to.
+    pub fn record(&mut self, time_ns: u64, cause: u64, mode: VmxMode, detail: Detail) -> bool {
+        self.counters.count(&detail);
+        match detail {
+            Detail::Activity { to, .. } => self.activity = to,
+            Detail::VmEntry { activity, .. } => self.activity = activity,
+            Detail::VmExit { .. } => self.activity = ActivityState::Active,
+            Detail::Sipi { fate: Fate::Started, .. } => self.activity = ActivityState::Active,
+            _ => {}
+        }
+        let class = class_of(&detail, self.after_kept_exit);
+        match detail {
+            Detail::VmEntry { .. } => self.after_kept_exit = false,
+            Detail::VmExit { .. } => self.after_kept_exit = class != Class::Frequent,
+            _ => {}
+        }
+        self.log.settle(cause, &detail);
+        if class == Class::Frequent && !self.log.subscribed(detail.kind()) {
+            return false;
+        }
+        let record = EventRecord {
+            seq: 0,
+            vcpu: self.vcpu,
+            local_seq: 0,
+            time_ns,
+            level: level_of(&detail, mode),
+            what: What::Processor(detail),
+            cause,
+            mp_state: self.activity.mp_state(),
+            activity: self.activity,
+        };
+        push(&self.ring, &self.log, class, record);
+        class != Class::Frequent
+    }
+}
+
+/// The record takes its place in the VM's order under its ring's lock: the merger, which takes that lock too,
+/// then sees each ring in order.
+pub(super) fn push(ring: &Mutex<Ring>, log: &Events, class: Class, mut record: EventRecord) {
+    let full = {
+        let mut ring = lock(ring);
+        ring.local_seq += 1;
+        record.local_seq = ring.local_seq;
+        record.seq = log.next_seq();
+        ring.records.push((class, record));
+        ring.records.len() >= RING_LEN
+    };
+    if full {
+        log.merge();
+    }
+    log.tell();
+}
