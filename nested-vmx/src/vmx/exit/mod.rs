@@ -1,3 +1,0 @@
-//! VM exits.
-
-pub mod reasons;
