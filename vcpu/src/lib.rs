@@ -9,6 +9,7 @@ pub mod counters;
 pub mod engine;
 pub mod event;
 pub mod host;
+pub mod kvm;
 pub mod spec;
 pub mod thread;
 pub mod vm;
