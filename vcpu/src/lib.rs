@@ -11,5 +11,7 @@ pub mod event;
 pub mod host;
 pub mod kvm;
 pub mod spec;
+#[cfg(test)]
+mod testing;
 pub mod thread;
 pub mod vm;

@@ -107,11 +107,8 @@ impl Events {
 
     /// Records what did not happen on a vCPU's own thread.
     pub fn record_outside(&self, vcpu: u32, time_ns: u64, cause: u64, activity: ActivityState, what: What) {
-        if let What::Processor(detail) = &what {
-            if let Some(counters) = self.counters.get(vcpu as usize) {
-                counters.count(detail);
-            }
-            self.settle(cause, detail);
+        if let (What::Processor(detail), Some(counters)) = (&what, self.counters.get(vcpu as usize)) {
+            counters.count(detail);
         }
         let record = EventRecord {
             seq: 0,
@@ -125,6 +122,9 @@ impl Events {
             activity,
         };
         push(&self.rings[self.rings.len() - 1], self, Class::Signal, record);
+        if let What::Processor(detail) = &what {
+            self.settle(cause, detail);
+        }
     }
 
     pub(super) fn next_seq(&self) -> u64 {
@@ -217,7 +217,7 @@ impl Events {
         fate
     }
 
-    /// An event says what became of an injection.
+    /// An event that was recorded says what became of an injection.
     pub(super) fn settle(&self, cause: u64, detail: &Detail) {
         if cause == 0 || !self.anyone_waiting.load(Ordering::Acquire) {
             return;

@@ -55,7 +55,6 @@ impl EventWriter {
             Detail::VmExit { .. } => self.after_kept_exit = class != Class::Frequent,
             _ => {}
         }
-        self.log.settle(cause, &detail);
         if class == Class::Frequent && !self.log.subscribed(detail.kind()) {
             return false;
         }
@@ -71,6 +70,7 @@ impl EventWriter {
             activity: self.activity,
         };
         push(&self.ring, &self.log, class, record);
+        self.log.settle(cause, &detail);
         class != Class::Frequent
     }
 }
