@@ -10,4 +10,6 @@ pub mod cpu;
 pub mod event;
 pub mod mailbox;
 pub mod mem;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod vmx;

@@ -1,5 +1,32 @@
 //! The processor.
 
+pub mod access;
+mod block;
+mod debug;
+mod decode;
+mod deliver;
+mod exec;
+pub mod flags;
+mod mmu;
+mod mode;
+mod op;
+mod regs;
+mod run;
+#[cfg(test)]
+mod run_tests;
+pub mod seg;
+mod state;
+mod stop;
+
+pub use mmu::tlb::Access;
+pub use regs::{Regs, slot};
+pub use run::RunExit;
+pub use state::{Cpu, CpuConfig};
+pub use stop::{Flow, Stop, StopKind};
+
 /// The frequency of the guest's TSC, and of guest time: one tick is one nanosecond. With the virtual clock a
 /// retired instruction is one tick.
 pub const TSC_HZ: u64 = 1_000_000_000;
+
+/// MAXPHYADDR of the CPU model.
+pub const PHYSICAL_ADDRESS_BITS: u32 = 46;

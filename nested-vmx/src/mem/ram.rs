@@ -6,7 +6,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::arch::asm;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -35,6 +35,7 @@ pub struct Ram {
     pages: Box<[AtomicU8]>,
     /// Bumped when code on the page changes; a block is stale when its page's generation moved on.
     generations: Box<[AtomicU32]>,
+    write_epoch: AtomicU64,
 }
 
 // SAFETY: `base` is a shared mapping that lives as long as the struct; all accesses are single asm instructions
@@ -80,6 +81,7 @@ impl Ram {
             fd,
             pages: (0..pages).map(|_| AtomicU8::new(0)).collect(),
             generations: (0..pages).map(|_| AtomicU32::new(0)).collect(),
+            write_epoch: AtomicU64::new(0),
         })
     }
 
@@ -234,9 +236,13 @@ impl Ram {
         old & CODE == 0 && old & WRITE_MAPPED != 0
     }
 
-    /// No fast-write entry is left: the page's code may be forgotten without telling anyone.
-    pub fn is_code(&self, offset: u64) -> bool {
-        self.pages[(offset / PAGE_SIZE) as usize].load(Ordering::Acquire) & CODE != 0
+    /// Moves on whenever fast-write TLB entries have to go; each processor compares it when it starts to run.
+    pub fn write_epoch(&self) -> u64 {
+        self.write_epoch.load(Ordering::Acquire)
+    }
+
+    pub fn revoke_fast_writes(&self) {
+        self.write_epoch.fetch_add(1, Ordering::AcqRel);
     }
 
     #[inline(always)]

@@ -25,6 +25,9 @@ pub unsafe trait Word:
     fn to_u64(self) -> u64;
     /// Sign-extended.
     fn to_i64(self) -> i64;
+    /// Little-endian, zero-extended to 16 bytes.
+    fn to_bytes16(self) -> [u8; 16];
+    fn from_bytes16(bytes: [u8; 16]) -> Self;
     /// # Safety
     /// `p` is valid for `BYTES` bytes; it need not be aligned.
     unsafe fn load(p: *const u8) -> Self;
@@ -53,6 +56,12 @@ macro_rules! word {
             #[inline(always)]
             fn to_i64(self) -> i64 {
                 self as $s as i64
+            }
+            fn to_bytes16(self) -> [u8; 16] {
+                (self as u128).to_le_bytes()
+            }
+            fn from_bytes16(bytes: [u8; 16]) -> Self {
+                u128::from_le_bytes(bytes) as $t
             }
             #[inline(always)]
             unsafe fn load(p: *const u8) -> Self {
@@ -94,6 +103,12 @@ unsafe impl Word for u128 {
     }
     fn to_i64(self) -> i64 {
         self as i64
+    }
+    fn to_bytes16(self) -> [u8; 16] {
+        self.to_le_bytes()
+    }
+    fn from_bytes16(bytes: [u8; 16]) -> Self {
+        u128::from_le_bytes(bytes)
     }
     #[inline(always)]
     unsafe fn load(p: *const u8) -> Self {

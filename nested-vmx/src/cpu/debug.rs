@@ -1,0 +1,47 @@
+//! Single-stepping and instruction breakpoints (SDM 3, "Debug Exceptions").
+
+use super::flags::{RF, TF};
+use super::Cpu;
+use crate::arch::cr::dr;
+use crate::arch::exception;
+
+/// What was in force when a single-stepped instruction began.
+#[derive(Clone, Copy)]
+pub(super) struct StepState {
+    trap: bool,
+    resume: bool,
+}
+
+impl Cpu {
+    pub(super) fn step_state(&self) -> StepState {
+        StepState { trap: self.flags.has(TF), resume: self.flags.has(RF) }
+    }
+
+    /// A single-stepped instruction is complete.
+    pub(super) fn stepped(&mut self, before: StepState) {
+        if before.resume {
+            // RF suppresses instruction breakpoints for one instruction only.
+            self.flags.set(RF, false);
+            self.mode_changed();
+        }
+        if before.trap {
+            self.pending_debug |= dr::DR6_BS;
+        }
+    }
+
+    /// Raises #DB if DR7 has an instruction breakpoint at RIP that RF does not suppress.
+    pub(super) fn instruction_breakpoint(&mut self) -> bool {
+        if self.dr7 & 0xff == 0 || self.flags.has(RF) {
+            return false;
+        }
+        let lin = self.mode.cs_base.wrapping_add(self.regs.rip());
+        let hit = (0..4)
+            .filter(|n| self.dr7 >> (2 * n) & 3 != 0 && self.dr7 >> (16 + 4 * n) & 3 == 0 && self.dr[*n] == lin)
+            .fold(0u64, |hits, n| hits | 1 << n);
+        if hit != 0 {
+            self.pending_debug |= hit;
+            self.raise_exception(exception::DB, None, 0);
+        }
+        hit != 0
+    }
+}

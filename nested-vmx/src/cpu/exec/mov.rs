@@ -1,0 +1,193 @@
+//! MOV (general registers), MOVZX, MOVSX, MOVSXD, LEA, CMOVcc, SETcc, NOP.
+
+use crate::cpu::access::Use;
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::op::{Handler, Op};
+use crate::cpu::{Cpu, Flow};
+use crate::mem::Word;
+use iced_x86::{Code, ConditionCode, Mnemonic};
+
+fn rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: W = cpu.regs.get(op.src);
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn ri<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.regs.put(op.dst, W::from_u64(op.imm));
+    Ok(())
+}
+
+fn rm<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: W = cpu.load_operand(op)?;
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn mr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: W = cpu.regs.get(op.src);
+    cpu.store_operand(op, v)
+}
+
+fn mi<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.store_operand(op, W::from_u64(op.imm))
+}
+
+/// MOV with an absolute offset, which is in `imm` because it may have 64 bits.
+fn from_offset<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let lin = cpu.segmented(op.seg, op.imm, W::BYTES, Use::Read)?;
+    let v: W = cpu.load(lin)?;
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn to_offset<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let lin = cpu.segmented(op.seg, op.imm, W::BYTES, Use::Write)?;
+    let v: W = cpu.regs.get(op.src);
+    cpu.store(lin, v)
+}
+
+/// From `S` to `D`, zero-extended.
+fn zx_rr<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: S = cpu.regs.get(op.src);
+    cpu.regs.put(op.dst, D::from_u64(v.to_u64()));
+    Ok(())
+}
+
+fn zx_rm<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: S = cpu.load_operand(op)?;
+    cpu.regs.put(op.dst, D::from_u64(v.to_u64()));
+    Ok(())
+}
+
+/// From `S` to `D`, sign-extended.
+fn sx_rr<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: S = cpu.regs.get(op.src);
+    cpu.regs.put(op.dst, D::from_u64(v.to_i64() as u64));
+    Ok(())
+}
+
+fn sx_rm<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v: S = cpu.load_operand(op)?;
+    cpu.regs.put(op.dst, D::from_u64(v.to_i64() as u64));
+    Ok(())
+}
+
+fn lea<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let ea = cpu.effective_address(op);
+    cpu.regs.put(op.dst, W::from_u64(ea));
+    Ok(())
+}
+
+/// CMOVcc and SETcc carry the condition in `imm`.
+fn cmov_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let n = if cpu.flags.condition(op.imm as u8) { op.src } else { op.dst };
+    // A 32-bit destination is zero-extended even if the condition is false.
+    let v: W = cpu.regs.get(n);
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn cmov_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    // The load happens, and may fault, whatever the condition.
+    let loaded: W = cpu.load_operand(op)?;
+    let v = if cpu.flags.condition(op.imm as u8) { loaded } else { cpu.regs.get(op.dst) };
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn set_r(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v = u8::from(cpu.flags.condition(op.imm as u8));
+    cpu.regs.put(op.dst, v);
+    Ok(())
+}
+
+fn set_m(cpu: &mut Cpu, op: &Op) -> Flow {
+    let v = u8::from(cpu.flags.condition(op.imm as u8));
+    cpu.store_operand(op, v)
+}
+
+fn nop(_: &mut Cpu, _: &Op) -> Flow {
+    Ok(())
+}
+
+/// A condition as the low four bits of the opcode.
+pub(in crate::cpu) fn condition(c: ConditionCode) -> Option<u64> {
+    Some(match c {
+        ConditionCode::None => return None,
+        ConditionCode::o => 0,
+        ConditionCode::no => 1,
+        ConditionCode::b => 2,
+        ConditionCode::ae => 3,
+        ConditionCode::e => 4,
+        ConditionCode::ne => 5,
+        ConditionCode::be => 6,
+        ConditionCode::a => 7,
+        ConditionCode::s => 8,
+        ConditionCode::ns => 9,
+        ConditionCode::p => 10,
+        ConditionCode::np => 11,
+        ConditionCode::l => 12,
+        ConditionCode::ge => 13,
+        ConditionCode::le => 14,
+        ConditionCode::g => 15,
+    })
+}
+
+macro_rules! extend {
+    ($d:expr, $rr:ident, $rm:ident) => {{
+        let pick: Option<(Handler, Handler)> = match ($d.width(0), $d.width(1)) {
+            (16, 8) => Some(($rr::<u16, u8>, $rm::<u16, u8>)),
+            (32, 8) => Some(($rr::<u32, u8>, $rm::<u32, u8>)),
+            (64, 8) => Some(($rr::<u64, u8>, $rm::<u64, u8>)),
+            (16, 16) => Some(($rr::<u16, u16>, $rm::<u16, u16>)),
+            (32, 16) => Some(($rr::<u32, u16>, $rm::<u32, u16>)),
+            (64, 16) => Some(($rr::<u64, u16>, $rm::<u64, u16>)),
+            (16, 32) => Some(($rr::<u16, u32>, $rm::<u16, u32>)),
+            (32, 32) => Some(($rr::<u32, u32>, $rm::<u32, u32>)),
+            (64, 32) => Some(($rr::<u64, u32>, $rm::<u64, u32>)),
+            _ => None,
+        };
+        pick.map(|(reg, mem)| if $d.shape == Shape::RR { reg } else { mem })
+    }};
+}
+
+pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
+    let bits = d.width(0);
+    if let Some(cc) = condition(d.i.condition_code()) {
+        if d.i.is_jcc_short_or_near() {
+            return None;
+        }
+        d.op.imm = cc;
+        return match d.shape {
+            Shape::R if bits == 8 => Some(set_r),
+            Shape::M if bits == 8 => Some(set_m),
+            Shape::RR => by_width!(bits, cmov_rr),
+            Shape::RM => by_width!(bits, cmov_rm),
+            _ => None,
+        };
+    }
+    match d.i.mnemonic() {
+        Mnemonic::Mov => match (d.i.code(), d.shape) {
+            (Code::Mov_AL_moffs8 | Code::Mov_AX_moffs16 | Code::Mov_EAX_moffs32 | Code::Mov_RAX_moffs64, _) => {
+                d.op.imm = d.i.memory_displacement64();
+                by_width!(bits, from_offset)
+            }
+            (Code::Mov_moffs8_AL | Code::Mov_moffs16_AX | Code::Mov_moffs32_EAX | Code::Mov_moffs64_RAX, _) => {
+                d.op.imm = d.i.memory_displacement64();
+                by_width!(bits, to_offset)
+            }
+            (_, Shape::RR) => by_width!(bits, rr),
+            (_, Shape::RI) => by_width!(bits, ri),
+            (_, Shape::RM) => by_width!(bits, rm),
+            (_, Shape::MR) => by_width!(bits, mr),
+            (_, Shape::MI) => by_width!(bits, mi),
+            _ => None,
+        },
+        Mnemonic::Movzx => extend!(d, zx_rr, zx_rm),
+        Mnemonic::Movsx | Mnemonic::Movsxd => extend!(d, sx_rr, sx_rm),
+        Mnemonic::Lea => by_width!(bits, lea),
+        Mnemonic::Nop => Some(nop),
+        _ => None,
+    }
+}

@@ -1,0 +1,20 @@
+//! From linear addresses to RAM: the TLB, the page walk, EPT, and the accesses that miss the TLB.
+
+pub mod tlb;
+mod ept;
+mod slow;
+mod walk;
+
+/// What an access wants, in page-fault error code bits (SDM 3, "Page-Fault Exceptions").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub write: bool,
+    pub fetch: bool,
+    pub access: tlb::Access,
+}
+
+impl Wanted {
+    pub fn user(self) -> bool {
+        self.access == tlb::Access::User
+    }
+}

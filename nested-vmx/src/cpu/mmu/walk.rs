@@ -1,0 +1,259 @@
+//! The page walk: 32-bit, PAE and 4-level paging (SDM 3, "Paging").
+
+use super::Wanted;
+use super::tlb::{Access, Fill};
+use crate::arch::exception::{self, pf};
+use crate::arch::is_canonical;
+use crate::cpu::{Cpu, Stop};
+use crate::mem::Word;
+
+const P: u64 = 1 << 0;
+const RW: u64 = 1 << 1;
+const US: u64 = 1 << 2;
+const A: u64 = 1 << 5;
+const D: u64 = 1 << 6;
+const PS: u64 = 1 << 7;
+const G: u64 = 1 << 8;
+const XD: u64 = 1 << 63;
+
+/// The end of a walk, before EPT.
+#[derive(Clone, Copy, Debug)]
+struct Leaf {
+    gpa: u64,
+    /// The page's size minus 1.
+    page_mask: u64,
+    writable: bool,
+    user: bool,
+    no_execute: bool,
+    global: bool,
+    dirty: bool,
+}
+
+/// Where a linear address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translation {
+    /// The final physical address, after EPT.
+    pub gpa: u64,
+    /// RAM, if it is.
+    pub ram_offset: Option<u64>,
+}
+
+impl Cpu {
+    pub(crate) fn physical_mask(&self) -> u64 {
+        (1 << crate::cpu::PHYSICAL_ADDRESS_BITS) - 1
+    }
+
+    /// Translates with all checks, sets accessed and dirty flags, and fills the TLB when the page is plain RAM.
+    pub(crate) fn translate(&mut self, lin: u64, wanted: Wanted) -> Result<Translation, Stop> {
+        let leaf = if self.cr0.pg() {
+            self.walk(lin, wanted)?
+        } else {
+            let gpa = lin & 0xffff_ffff;
+            Leaf { gpa, page_mask: u64::MAX >> 1, writable: true, user: true, no_execute: false, global: false, dirty: true }
+        };
+        self.check_rights(lin, &leaf, wanted)?;
+        let (hpa, ept) = self.second_level(leaf.gpa, Some(lin), wanted, leaf_rights(&leaf))?;
+        let ram_offset = self.ram.offset_of(hpa).filter(|_| !self.is_special_page(hpa));
+        if let Some(offset) = ram_offset {
+            let fill = Fill {
+                lin: lin & !0xfff,
+                ram_offset: offset & !0xfff,
+                read: ept.read,
+                // A clean page must be walked again when it is first written.
+                write: wanted.write && !self.has_data_breakpoint(lin) && self.ram.map_for_write(offset),
+                global: leaf.global && self.cr4.pge(),
+                page_mask: leaf.page_mask.min(ept.page_mask),
+            };
+            if wanted.fetch {
+                self.tlb.fill_fetch(wanted.user(), &fill);
+            } else if !self.has_data_breakpoint(lin) {
+                self.tlb.fill(wanted.access, &fill);
+            }
+        }
+        Ok(Translation { gpa: hpa, ram_offset })
+    }
+
+    /// Raises #PF at the end; records the address, which CR2 gets on delivery.
+    pub(crate) fn page_fault(&mut self, lin: u64, wanted: Wanted, cause: u32) -> Stop {
+        self.fault_address = lin;
+        let mut code = cause;
+        if wanted.write {
+            code |= pf::W;
+        }
+        if wanted.user() {
+            code |= pf::U;
+        }
+        if wanted.fetch && (self.efer.nxe() && self.cr4.pae() || self.cr4.smep()) {
+            code |= pf::I;
+        }
+        Stop::error(exception::PF, code)
+    }
+
+    /// SDM 3, "Determination of Access Rights".
+    fn check_rights(&mut self, lin: u64, leaf: &Leaf, wanted: Wanted) -> Result<(), Stop> {
+        if !self.cr0.pg() {
+            return Ok(());
+        }
+        let user = wanted.user();
+        let forbidden = if user && !leaf.user {
+            true
+        } else if wanted.fetch {
+            leaf.no_execute || (!user && leaf.user && self.cr4.smep())
+        } else {
+            let smap = !user && leaf.user && self.cr4.smap() && wanted.access != Access::SupervisorAc;
+            smap || (wanted.write && !leaf.writable && (user || self.cr0.wp()))
+        };
+        if forbidden { Err(self.page_fault(lin, wanted, pf::P)) } else { Ok(()) }
+    }
+
+    fn walk(&mut self, lin: u64, wanted: Wanted) -> Result<Leaf, Stop> {
+        if self.efer.lma() {
+            if !is_canonical(lin) {
+                return Err(Stop::GP0);
+            }
+            let root = self.cr3 & self.physical_mask() & !0xfff;
+            self.walk_64(lin, root, 39, wanted)
+        } else if self.cr4.pae() {
+            let lin = lin & 0xffff_ffff;
+            let pdpte = self.pdpte[(lin >> 30) as usize];
+            if pdpte & P == 0 {
+                return Err(self.page_fault(lin, wanted, 0));
+            }
+            self.walk_64(lin, pdpte & self.physical_mask() & !0xfff, 21, wanted)
+        } else {
+            self.walk_32(lin & 0xffff_ffff, wanted)
+        }
+    }
+
+    fn walk_64(&mut self, lin: u64, root: u64, top: u32, wanted: Wanted) -> Result<Leaf, Stop> {
+        let mut table = root;
+        let (mut writable, mut user, mut no_execute) = (true, true, false);
+        let mut shift = top;
+        loop {
+            let entry_gpa = table + ((lin >> shift) & 0x1ff) * 8;
+            let entry_lin = Some(lin);
+            let mut entry: u64 = self.load_table(entry_gpa, entry_lin)?;
+            if entry & P == 0 {
+                return Err(self.page_fault(lin, wanted, 0));
+            }
+            let leaf = shift == 12 || (entry & PS != 0 && shift <= 30 && (shift == 21 || self.long_mode()));
+            let page_mask = (1u64 << shift) - 1;
+            let mut reserved = !self.physical_mask() & 0x000f_ffff_ffff_f000;
+            if !self.efer.nxe() {
+                reserved |= XD;
+            }
+            if !self.efer.lma() {
+                // PAE: bits 62:52 are reserved too.
+                reserved |= 0x7ff0_0000_0000_0000;
+            }
+            if leaf && shift > 12 {
+                // Bit 12 is PAT.
+                reserved |= page_mask & !0x1fff;
+            }
+            if !leaf && (shift == 39 || shift == 30) {
+                reserved |= PS;
+            }
+            if entry & reserved != 0 {
+                return Err(self.page_fault(lin, wanted, pf::P | pf::RSVD));
+            }
+            writable &= entry & RW != 0;
+            user &= entry & US != 0;
+            no_execute |= entry & XD != 0;
+            let mut want = A;
+            if leaf {
+                let l = Leaf {
+                    gpa: entry & self.physical_mask() & !page_mask & !0xfff | lin & page_mask,
+                    page_mask,
+                    writable,
+                    user,
+                    no_execute,
+                    global: entry & G != 0,
+                    dirty: true,
+                };
+                // Rights first: a fault sets no flag of the leaf.
+                self.check_rights(lin, &l, wanted)?;
+                if wanted.write {
+                    want |= D;
+                }
+                entry = self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
+                return Ok(Leaf { dirty: entry & D != 0, ..l });
+            }
+            self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
+            table = entry & self.physical_mask() & 0x000f_ffff_ffff_f000;
+            shift -= 9;
+        }
+    }
+
+    fn walk_32(&mut self, lin: u64, wanted: Wanted) -> Result<Leaf, Stop> {
+        let pde_gpa = (self.cr3 & 0xffff_f000) + (lin >> 22) * 4;
+        let pde: u32 = self.load_table(pde_gpa, Some(lin))?;
+        let (p, rw, us) = (P as u32, RW as u32, US as u32);
+        if pde & p == 0 {
+            return Err(self.page_fault(lin, wanted, 0));
+        }
+        let large = pde & PS as u32 != 0 && self.cr4.pse();
+        if large && pde & 1 << 21 != 0 {
+            return Err(self.page_fault(lin, wanted, pf::P | pf::RSVD));
+        }
+        let (gpa, entry_gpa, entry, page_mask, both) = if large {
+            // PSE-36: bits 20:13 are physical address bits 39:32.
+            let base = u64::from(pde & 0xffc0_0000) | u64::from(pde >> 13 & 0xff) << 32;
+            (base | lin & 0x3f_ffff, pde_gpa, pde, 0x3f_ffff, pde)
+        } else {
+            self.set_table_flags(pde_gpa, pde, A as u32, Some(lin))?;
+            let pte_gpa = u64::from(pde & 0xffff_f000) + (lin >> 12 & 0x3ff) * 4;
+            let pte: u32 = self.load_table(pte_gpa, Some(lin))?;
+            if pte & p == 0 {
+                return Err(self.page_fault(lin, wanted, 0));
+            }
+            (u64::from(pte & 0xffff_f000) | lin & 0xfff, pte_gpa, pte, 0xfff, pde & pte)
+        };
+        let leaf = Leaf {
+            gpa: gpa & self.physical_mask(),
+            page_mask,
+            writable: both & rw != 0,
+            user: both & us != 0,
+            no_execute: false,
+            global: entry & G as u32 != 0,
+            dirty: true,
+        };
+        self.check_rights(lin, &leaf, wanted)?;
+        let want = if wanted.write { A | D } else { A } as u32;
+        let entry = self.set_table_flags(entry_gpa, entry, want, Some(lin))?;
+        Ok(Leaf { dirty: entry & D as u32 != 0, ..leaf })
+    }
+
+    /// Reads a paging-structure entry of the guest, through EPT where it is on.
+    fn load_table<W: Word>(&mut self, gpa: u64, lin: Option<u64>) -> Result<W, Stop> {
+        let write = self.ept_accessed_dirty();
+        let wanted = Wanted { write, fetch: false, access: Access::Supervisor };
+        let (hpa, _) = self.second_level(gpa, lin, wanted, super::ept::Origin::Table)?;
+        Ok(self.load_physical(hpa))
+    }
+
+    /// Sets accessed or dirty flags atomically; another processor may have changed the entry: then the walk's result is
+    /// still one that the processor could have cached.
+    fn set_table_flags<W: Word>(&mut self, gpa: u64, entry: W, flags: impl Into<u64>, lin: Option<u64>) -> Result<W, Stop> {
+        let new = entry | W::from_u64(flags.into());
+        if new == entry {
+            return Ok(entry);
+        }
+        let wanted = Wanted { write: true, fetch: false, access: Access::Supervisor };
+        let (hpa, _) = self.second_level(gpa, lin, wanted, super::ept::Origin::Table)?;
+        if let Some(offset) = self.ram.offset_of(hpa) {
+            let mut old = entry;
+            while let Err(seen) = self.ram.cas(offset, old, old | W::from_u64(new.to_u64() & !entry.to_u64())) {
+                if seen.to_u64() & P == 0 {
+                    break;
+                }
+                old = seen;
+            }
+            self.ram.code_changed(offset, W::BYTES);
+        }
+        Ok(new)
+    }
+}
+
+fn leaf_rights(l: &Leaf) -> super::ept::Origin {
+    super::ept::Origin::Data { user: l.user, writable: l.writable, no_execute: l.no_execute }
+}

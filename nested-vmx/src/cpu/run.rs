@@ -1,0 +1,320 @@
+//! `run`: chained blocks until the budget, an event or the world says stop.
+
+use super::block::{Block, BlockCache, BlockKey, MAX_OPS, NO_PAGE};
+use super::decode::{DecodeResult, decode};
+use super::mmu::Wanted;
+use super::mmu::tlb::Access;
+use super::op::Op;
+use super::seg::reg;
+use super::{Cpu, Stop, StopKind};
+use crate::mailbox::attention;
+use crate::mem::PAGE_SIZE;
+use std::sync::Arc;
+
+/// Why [`Cpu::run`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunExit {
+    /// The budget is used up, to the instruction.
+    Budget,
+    /// HLT, shutdown or wait-for-SIPI with nothing to do before `deadline_tsc`, or before something is posted.
+    Idle { deadline_tsc: Option<u64> },
+    /// Someone asked for it ([`attention::STOP`]), or a device did.
+    Stopped,
+    /// Another processor wants to be alone: park, then run again.
+    Exclusive,
+}
+
+/// What the boundary before an instruction says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Boundary {
+    Run,
+    Idle,
+}
+
+/// Bytes that an instruction has at most.
+const MAX_LENGTH: u64 = 15;
+
+impl Cpu {
+    /// Runs at most `budget` instructions.
+    pub fn run(&mut self, budget: u64) -> RunExit {
+        let end = self.retired.saturating_add(budget);
+        // Another processor may have decoded pages meanwhile.
+        let epoch = self.ram.write_epoch();
+        if epoch != self.write_epoch {
+            self.write_epoch = epoch;
+            self.tlb.revoke_all_writes();
+        }
+        let mut cache = std::mem::take(&mut self.cache);
+        let exit = self.run_until(&mut cache, end);
+        self.cache = cache;
+        exit
+    }
+
+    fn run_until(&mut self, cache: &mut BlockCache, end: u64) -> RunExit {
+        loop {
+            let asked = self.mailbox.attention();
+            if asked & attention::EXCLUSIVE != 0 {
+                self.mailbox.answer(attention::EXCLUSIVE);
+                return RunExit::Exclusive;
+            }
+            if asked & attention::STOP != 0 || self.bus_stop {
+                self.mailbox.answer(attention::STOP);
+                self.bus_stop = false;
+                return RunExit::Stopped;
+            }
+            if self.retired >= end {
+                return RunExit::Budget;
+            }
+            if self.check_events() == Boundary::Idle {
+                return RunExit::Idle { deadline_tsc: self.next_deadline() };
+            }
+            let limit = match self.next_deadline() {
+                Some(deadline) => {
+                    let n = self.bus.instructions_until(self.retired, deadline).max(1);
+                    end.min(self.retired.saturating_add(n))
+                }
+                None => end,
+            };
+            if self.special != 0 {
+                self.step(cache);
+            } else {
+                self.run_blocks(cache, limit);
+            }
+        }
+    }
+
+    /// Chained blocks, until one stops or something wants attention.
+    fn run_blocks(&mut self, cache: &mut BlockCache, limit: u64) {
+        loop {
+            let Some(index) = self.next_block(cache) else { return };
+            let b = *cache.block(index);
+            let ops = cache.ops(&b);
+            let room = limit - self.retired;
+            let ops = if u64::from(b.count) > room { &ops[..room as usize] } else { ops };
+            for op in ops {
+                if let Err(stop) = (op.run)(self, op) {
+                    return self.stopped(cache.ops(&b), op, stop);
+                }
+                if self.stop_after {
+                    return self.completed(cache.ops(&b), &b, op);
+                }
+            }
+            if u64::from(b.count) > room {
+                self.advance(&ops[ops.len() - 1]);
+                self.retired = limit;
+                return;
+            }
+            self.retired += u64::from(b.count);
+            if self.mailbox.attention() != 0 || self.retired >= limit {
+                return;
+            }
+        }
+    }
+
+    /// One instruction, with everything that single-stepping looks for.
+    fn step(&mut self, cache: &mut BlockCache) {
+        if self.instruction_breakpoint() {
+            return;
+        }
+        let Some(index) = self.next_block(cache) else { return };
+        let b = *cache.block(index);
+        let ops = cache.ops(&b);
+        let op = &ops[0];
+        let before = self.step_state();
+        let result = (op.run)(self, op);
+        let done = match result {
+            Ok(()) => {
+                self.completed(ops, &b, op);
+                true
+            }
+            Err(stop) => {
+                let done = matches!(stop.kind(), StopKind::Completed | StopKind::Jumped);
+                self.stopped(ops, op, stop);
+                done
+            }
+        };
+        if done {
+            self.stepped(before);
+        }
+    }
+
+    /// RIP to the instruction behind `op`, in its width.
+    #[inline(always)]
+    pub(super) fn advance(&mut self, op: &Op) {
+        let rip = self.regs.rip().wrapping_add(op.end.into());
+        self.regs.set_rip(rip & self.mode.rip_mask);
+    }
+
+    /// `op` returned Ok, and the block does not go on.
+    fn completed(&mut self, ops: &[Op], b: &Block, op: &Op) {
+        self.stop_after = false;
+        let n = position(ops, op);
+        // The last operation of a block that ends in a branch has set RIP itself.
+        if n + 1 < usize::from(b.count) || b.ops > b.count {
+            self.advance(op);
+        }
+        self.retired += n as u64 + 1;
+        self.end_shadow();
+    }
+
+    fn stopped(&mut self, ops: &[Op], op: &Op, stop: Stop) {
+        self.stop_after = false;
+        self.retired += position(ops, op) as u64;
+        match stop.kind() {
+            StopKind::Completed => {
+                self.advance(op);
+                self.retired += 1;
+                self.end_shadow();
+            }
+            StopKind::Jumped => {
+                self.retired += 1;
+                self.end_shadow();
+            }
+            StopKind::Again => self.rewind(op),
+            StopKind::Exception { vector, error } => {
+                self.rewind(op);
+                self.raise_exception(vector, error, op.len);
+            }
+            StopKind::VmExit => {
+                self.rewind(op);
+                self.vm_exit_of_instruction(op.len);
+            }
+        }
+    }
+
+    /// RIP to the start of `op`.
+    fn rewind(&mut self, op: &Op) {
+        let rip = self.regs.rip().wrapping_add(op.start());
+        self.regs.set_rip(rip & self.mode.rip_mask);
+    }
+
+    /// Blocking by STI or MOV SS lasts for one instruction.
+    fn end_shadow(&mut self) {
+        if self.shadow | self.new_shadow != 0 {
+            self.shadow = std::mem::take(&mut self.new_shadow);
+            self.mode_changed();
+        }
+    }
+
+    /// The block at RIP; None when fetching it raised something.
+    #[inline(always)]
+    fn next_block(&mut self, cache: &mut BlockCache) -> Option<u32> {
+        let rip = self.regs.rip();
+        let lin = self.mode.cs_base.wrapping_add(rip);
+        let tag = self.tlb.lookup_tag() << 3 | u64::from(self.mode.code()) << 1 | u64::from(self.cpl == 3);
+        if let Some(index) = cache.find(lin, tag) {
+            let b = cache.block(index);
+            let fresh = self.fresh(b);
+            let inside = self.code64() || rip + u64::from(b.bytes) - 1 <= u64::from(self.seg[usize::from(reg::CS)].limit);
+            if fresh && inside {
+                return Some(index);
+            }
+        }
+        match self.find_block(cache, lin, tag) {
+            Ok(index) => Some(index),
+            Err(stop) => {
+                self.fetch_stopped(stop);
+                None
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn fresh(&self, b: &Block) -> bool {
+        self.ram.generation(b.pages[0]) == b.generations[0]
+            && (b.pages[1] == NO_PAGE || self.ram.generation(b.pages[1]) == b.generations[1])
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_block(&mut self, cache: &mut BlockCache, lin: u64, tag: u64) -> Result<u32, Stop> {
+        // SDM 3, "Limit Checking": an instruction beyond the limit is #GP; how much of it is fetched decides decoding.
+        let rip = self.regs.rip();
+        let room = if self.code64() { u64::MAX } else { self.fetch_room(rip)? };
+        let offset = self.fetch(lin)?;
+        let page_end = (offset | (PAGE_SIZE - 1)) + 1;
+        let available = (page_end - offset).min(room);
+        let mut key = BlockKey { offset, second_page: NO_PAGE, mode: self.mode.code() };
+        if room > PAGE_SIZE
+            && let Some(index) = cache.get(&key).filter(|&i| self.fresh(cache.block(i)))
+        {
+            cache.remember(lin, tag, index);
+            return Ok(index);
+        }
+        self.claim_code_page(offset);
+        let mut generations = [self.ram.generation((offset / PAGE_SIZE) as u32), 0];
+        let mut bytes = vec![0; available as usize];
+        self.ram.read_offset(offset, &mut bytes);
+        let code = match decode(&bytes, self.mode, MAX_OPS) {
+            DecodeResult::Block(code) => code,
+            DecodeResult::NeedsMore if available >= MAX_LENGTH || available == room => return Err(Stop::GP0),
+            DecodeResult::NeedsMore => {
+                // The first instruction crosses into the next page.
+                let next = self.fetch(lin.wrapping_add(available))?;
+                self.claim_code_page(next);
+                key.second_page = (next / PAGE_SIZE) as u32;
+                generations[1] = self.ram.generation(key.second_page);
+                let more = (MAX_LENGTH - available).min(room - available);
+                let old = bytes.len();
+                bytes.resize(old + more as usize, 0);
+                self.ram.read_offset(next, &mut bytes[old..]);
+                // The ones behind it belong to the other page's blocks.
+                match decode(&bytes, self.mode, 1) {
+                    DecodeResult::Block(code) => code,
+                    DecodeResult::NeedsMore => return Err(Stop::GP0),
+                }
+            }
+        };
+        let block = Block {
+            first: 0,
+            count: code.count,
+            ops: code.ops.len() as u16,
+            bytes: code.bytes,
+            pages: [(offset / PAGE_SIZE) as u32, key.second_page],
+            generations,
+        };
+        let index = cache.insert(key, &code.ops, block);
+        cache.remember(lin, tag, index);
+        Ok(index)
+    }
+
+    /// The RAM offset of code. Code outside RAM reads as all ones, which is no instruction.
+    fn fetch(&mut self, lin: u64) -> Result<u64, Stop> {
+        let user = self.cpl == 3;
+        let lin = if self.code64() { lin } else { lin & 0xffff_ffff };
+        if let Some(offset) = self.tlb.fetch(user, lin) {
+            return Ok(offset);
+        }
+        let access = if user { Access::User } else { Access::Supervisor };
+        let t = self.translate(lin, Wanted { write: false, fetch: true, access })?;
+        t.ram_offset.ok_or(Stop::UD)
+    }
+
+    /// Bytes between RIP and the code segment's limit.
+    fn fetch_room(&self, rip: u64) -> Result<u64, Stop> {
+        let limit = u64::from(self.seg[usize::from(reg::CS)].limit);
+        if rip > limit { Err(Stop::GP0) } else { Ok(limit - rip + 1) }
+    }
+
+    /// From now on stores to the page are noticed. Processors that may store to it unnoticed are stopped first.
+    fn claim_code_page(&mut self, offset: u64) {
+        if self.ram.mark_code(offset) {
+            let ram = Arc::clone(&self.ram);
+            self.bus.exclusive(&mut || ram.revoke_fast_writes());
+            self.tlb.revoke_all_writes();
+            self.write_epoch = self.ram.write_epoch();
+        }
+    }
+
+    fn fetch_stopped(&mut self, stop: Stop) {
+        match stop.kind() {
+            StopKind::Exception { vector, error } => self.raise_exception(vector, error, 0),
+            _ => self.vm_exit_of_instruction(0),
+        }
+    }
+}
+
+/// Which of the block's instructions `op` is.
+fn position(ops: &[Op], op: &Op) -> usize {
+    ops.iter().position(|o| o.end == op.end).unwrap_or(0)
+}
