@@ -98,7 +98,8 @@ pub const PD: u64 = 0x3000;
 pub const PT: u64 = 0x4000;
 
 fn segment(selector: u16, kind: u8, l: bool, db: bool, dpl: u8) -> Segment {
-    let ar = AccessRights::new().with_kind(kind).with_s(true).with_p(true).with_l(l).with_db(db).with_g(true).with_dpl(dpl);
+    let ar =
+        AccessRights::new().with_kind(kind).with_s(true).with_p(true).with_l(l).with_db(db).with_g(true).with_dpl(dpl);
     Segment { selector, base: 0, limit: u32::MAX, ar }
 }
 

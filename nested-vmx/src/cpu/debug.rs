@@ -1,7 +1,7 @@
 //! Single-stepping and instruction breakpoints (SDM 3, "Debug Exceptions").
 
-use super::flags::{RF, TF};
 use super::Cpu;
+use super::flags::{RF, TF};
 use crate::arch::cr::dr;
 use crate::arch::exception;
 

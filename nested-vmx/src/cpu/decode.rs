@@ -121,9 +121,7 @@ fn undefined(_: &mut Cpu, _: &Op) -> Flow {
 pub(super) fn gpr(r: Register) -> u8 {
     match r {
         Register::None => slot::ZERO,
-        Register::AH | Register::CH | Register::DH | Register::BH => {
-            (r as u32 - Register::AH as u32) as u8 | HIGH_BYTE
-        }
+        Register::AH | Register::CH | Register::DH | Register::BH => (r as u32 - Register::AH as u32) as u8 | HIGH_BYTE,
         Register::RIP | Register::EIP => slot::RIP,
         r if r.is_gpr() => r.full_register().number() as u8,
         _ => slot::ZERO,
@@ -231,7 +229,10 @@ fn lower(i: &Instruction, bytes: &[u8], mode: Mode, end: u16, index: u16) -> (Op
     }
     let mut d = Decoded { i, op, mode, operand_bits, address_bits, index, ends: false, shape: shape(i) };
     d.op.run = if i.is_invalid() { undefined } else { exec::select(&mut d).unwrap_or(undefined) };
-    let ends = d.ends || i.is_invalid() || i.flow_control() != FlowControl::Next || std::ptr::fn_addr_eq(d.op.run, undefined as Handler);
+    let ends = d.ends
+        || i.is_invalid()
+        || i.flow_control() != FlowControl::Next
+        || std::ptr::fn_addr_eq(d.op.run, undefined as Handler);
     (d.op, ends)
 }
 

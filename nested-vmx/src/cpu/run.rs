@@ -205,7 +205,8 @@ impl Cpu {
         if let Some(index) = cache.find(lin, tag) {
             let b = cache.block(index);
             let fresh = self.fresh(b);
-            let inside = self.code64() || rip + u64::from(b.bytes) - 1 <= u64::from(self.seg[usize::from(reg::CS)].limit);
+            let inside =
+                self.code64() || rip + u64::from(b.bytes) - 1 <= u64::from(self.seg[usize::from(reg::CS)].limit);
             if fresh && inside {
                 return Some(index);
             }

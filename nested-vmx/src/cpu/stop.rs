@@ -65,10 +65,9 @@ impl Stop {
     pub fn kind(self) -> StopKind {
         let v = self.0.get();
         match v & 0xff {
-            EXCEPTION => StopKind::Exception {
-                vector: (v >> 8) as u8,
-                error: (v & HAS_ERROR != 0).then_some((v >> 32) as u32),
-            },
+            EXCEPTION => {
+                StopKind::Exception { vector: (v >> 8) as u8, error: (v & HAS_ERROR != 0).then_some((v >> 32) as u32) }
+            }
             COMPLETED => StopKind::Completed,
             JUMPED => StopKind::Jumped,
             AGAIN => StopKind::Again,

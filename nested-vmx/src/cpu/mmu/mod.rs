@@ -1,8 +1,8 @@
 //! From linear addresses to RAM: the TLB, the page walk, EPT, and the accesses that miss the TLB.
 
-pub mod tlb;
 mod ept;
 mod slow;
+pub mod tlb;
 mod walk;
 
 /// What an access wants, in page-fault error code bits (SDM 3, "Page-Fault Exceptions").

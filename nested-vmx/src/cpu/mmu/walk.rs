@@ -49,7 +49,15 @@ impl Cpu {
             self.walk(lin, wanted)?
         } else {
             let gpa = lin & 0xffff_ffff;
-            Leaf { gpa, page_mask: u64::MAX >> 1, writable: true, user: true, no_execute: false, global: false, dirty: true }
+            Leaf {
+                gpa,
+                page_mask: u64::MAX >> 1,
+                writable: true,
+                user: true,
+                no_execute: false,
+                global: false,
+                dirty: true,
+            }
         };
         self.check_rights(lin, &leaf, wanted)?;
         let (hpa, ept) = self.second_level(leaf.gpa, Some(lin), wanted, leaf_rights(&leaf))?;
@@ -233,7 +241,13 @@ impl Cpu {
 
     /// Sets accessed or dirty flags atomically; another processor may have changed the entry: then the walk's result is
     /// still one that the processor could have cached.
-    fn set_table_flags<W: Word>(&mut self, gpa: u64, entry: W, flags: impl Into<u64>, lin: Option<u64>) -> Result<W, Stop> {
+    fn set_table_flags<W: Word>(
+        &mut self,
+        gpa: u64,
+        entry: W,
+        flags: impl Into<u64>,
+        lin: Option<u64>,
+    ) -> Result<W, Stop> {
         let new = entry | W::from_u64(flags.into());
         if new == entry {
             return Ok(entry);
