@@ -10,6 +10,7 @@ pub mod engine;
 pub mod event;
 pub mod host;
 pub mod kvm;
+pub mod machine;
 pub mod spec;
 #[cfg(test)]
 mod testing;
