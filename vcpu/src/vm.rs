@@ -326,8 +326,8 @@ impl Vm {
         let (events, engine) = (&self.shared.events, &self.shared.engine);
         let id = events.new_cause();
         events.expect_fate(id);
-        let activity = lock(&self.shared.vcpus[i].status).report_activity();
-        events.record_injection(vcpu, engine.now_ns(), id, injection, activity);
+        let at = lock(&self.shared.vcpus[i].status).at();
+        events.record_injection(vcpu, engine.now_ns(), id, injection, at);
         let posted = engine.inject(vcpu, injection, id);
         self.shared.vcpus[i].wake.notify();
         let running = *lock(&self.shared.state) == VmState::Running;

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use nested_vmx::event::{ActivityState, Detail, EventKind};
+use nested_vmx::event::{Detail, EventKind};
 use nested_vmx::mailbox::CAUSE_BITS;
 use serde::{Deserialize, Serialize};
 
 use super::writer::{EventWriter, Ring, push};
-use super::{Class, EventRecord, Level, What};
+use super::{At, Class, EventRecord, Level, What};
 use crate::counters::VcpuCounters;
 use crate::engine::{Disposition, Injection};
 use crate::thread::{Changes, lock};
@@ -106,7 +106,7 @@ impl Events {
     }
 
     /// Records what did not happen on a vCPU's own thread.
-    pub fn record_outside(&self, vcpu: u32, time_ns: u64, cause: u64, activity: ActivityState, what: What) {
+    pub fn record_outside(&self, vcpu: u32, time_ns: u64, cause: u64, at: At, what: What) {
         if let (What::Processor(detail), Some(counters)) = (&what, self.counters.get(vcpu as usize)) {
             counters.count(detail);
         }
@@ -118,8 +118,8 @@ impl Events {
             level: Level::L0,
             what,
             cause,
-            mp_state: activity.mp_state(),
-            activity,
+            mp_state: at.mp_state,
+            activity: at.activity,
         };
         push(&self.rings[self.rings.len() - 1], self, Class::Signal, record);
         if let What::Processor(detail) = &what {
@@ -230,7 +230,7 @@ impl Events {
     }
 
     /// Records an injection before it is posted, so that it precedes what it causes.
-    pub(crate) fn record_injection(&self, vcpu: u32, time_ns: u64, id: u64, injection: Injection, at: ActivityState) {
+    pub(crate) fn record_injection(&self, vcpu: u32, time_ns: u64, id: u64, injection: Injection, at: At) {
         self.record_outside(vcpu, time_ns, 0, at, What::Injected { id, injection });
     }
 }

@@ -41,8 +41,26 @@ pub enum What {
         id: u64,
         injection: Injection,
     },
+    /// KVM's mp_state is not what it was when last looked at. KVM hides when it changed, and what it was between.
+    MpState {
+        from: MpState,
+        to: MpState,
+    },
     /// The VM's state changed.
     Vm(VmChange),
+}
+
+/// The state that a record carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct At {
+    pub mp_state: MpState,
+    pub activity: ActivityState,
+}
+
+impl From<ActivityState> for At {
+    fn from(activity: ActivityState) -> Self {
+        Self { mp_state: activity.mp_state(), activity }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
-use nested_vmx::event::{ActivityState, Detail, Fate, VmxMode};
+use nested_vmx::event::{ActivityState, Detail, Fate, MpState, VmxMode};
 
-use super::{Class, EventRecord, Events, What, class_of, level_of};
+use super::{At, Class, EventRecord, Events, Level, What, class_of, level_of};
 use crate::counters::VcpuCounters;
 use crate::thread::lock;
 
@@ -23,18 +23,18 @@ pub struct EventWriter {
     ring: Arc<Mutex<Ring>>,
     log: Arc<Events>,
     counters: Arc<VcpuCounters>,
-    activity: ActivityState,
+    at: At,
     after_kept_exit: bool,
 }
 
 impl EventWriter {
     pub(super) fn new(vcpu: u32, ring: Arc<Mutex<Ring>>, log: Arc<Events>, counters: Arc<VcpuCounters>) -> Self {
-        Self { vcpu, ring, log, counters, activity: ActivityState::Active, after_kept_exit: true }
+        Self { vcpu, ring, log, counters, at: ActivityState::Active.into(), after_kept_exit: true }
     }
 
     /// Says where the vCPU starts, so that records carry the right state before the first change.
-    pub fn set_activity(&mut self, activity: ActivityState) {
-        self.activity = activity;
+    pub fn set_at(&mut self, at: impl Into<At>) {
+        self.at = at.into();
         self.after_kept_exit = true;
     }
 
@@ -43,10 +43,10 @@ impl EventWriter {
     pub fn record(&mut self, time_ns: u64, cause: u64, mode: VmxMode, detail: Detail) -> bool {
         self.counters.count(&detail);
         match detail {
-            Detail::Activity { to, .. } => self.activity = to,
-            Detail::VmEntry { activity, .. } => self.activity = activity,
-            Detail::VmExit { .. } => self.activity = ActivityState::Active,
-            Detail::Sipi { fate: Fate::Started, .. } => self.activity = ActivityState::Active,
+            Detail::Activity { to, .. } => self.at = to.into(),
+            Detail::VmEntry { activity, .. } => self.at = activity.into(),
+            Detail::VmExit { .. } => self.at = ActivityState::Active.into(),
+            Detail::Sipi { fate: Fate::Started, .. } => self.at = ActivityState::Active.into(),
             _ => {}
         }
         let class = class_of(&detail, self.after_kept_exit);
@@ -66,12 +66,36 @@ impl EventWriter {
             level: level_of(&detail, mode),
             what: What::Processor(detail),
             cause,
-            mp_state: self.activity.mp_state(),
-            activity: self.activity,
+            mp_state: self.at.mp_state,
+            activity: self.at.activity,
         };
         push(&self.ring, &self.log, class, record);
         self.log.settle(cause, &detail);
         class != Class::Frequent
+    }
+}
+
+impl EventWriter {
+    /// KVM's mp_state was seen to differ from what it was. Nothing is recorded where it does not.
+    pub fn record_mp_state(&mut self, time_ns: u64, cause: u64, to: At) {
+        let from = std::mem::replace(&mut self.at, to).mp_state;
+        if from == to.mp_state {
+            return;
+        }
+        let idle = |s| matches!(s, MpState::Runnable | MpState::Halted);
+        let class = if idle(from) && idle(to.mp_state) { Class::State } else { Class::Signal };
+        let record = EventRecord {
+            seq: 0,
+            vcpu: self.vcpu,
+            local_seq: 0,
+            time_ns,
+            level: Level::L0,
+            what: What::MpState { from, to: to.mp_state },
+            cause,
+            mp_state: to.mp_state,
+            activity: to.activity,
+        };
+        push(&self.ring, &self.log, class, record);
     }
 }
 

@@ -17,7 +17,7 @@ use super::{Changes, Placement, Wake, lock, pin};
 use crate::console::Console;
 use crate::counters::VcpuCounters;
 use crate::engine::{Engine, NestedReport, Registers, RunOutcome, Vcpu, VcpuState};
-use crate::event::{Events, VmChange, WHOLE_VM, What};
+use crate::event::{At, Events, VmChange, WHOLE_VM, What};
 use crate::vm::{Dump, VmState};
 
 /// How many of a vCPU's last events a dump shows.
@@ -140,8 +140,8 @@ pub struct Inspection {
 }
 
 impl Status {
-    pub fn report_activity(&self) -> ActivityState {
-        self.state.activity
+    pub fn at(&self) -> At {
+        At { mp_state: self.state.mp_state, activity: self.state.activity }
     }
 }
 
@@ -228,7 +228,7 @@ impl Shared {
     }
 
     pub fn note(&self, change: VmChange) {
-        let at = ActivityState::Active;
+        let at = ActivityState::Active.into();
         self.events.record_outside(WHOLE_VM, self.engine.now_ns(), 0, at, What::Vm(change));
     }
 
