@@ -1,5 +1,10 @@
 //! The nested-VMX emulation.
 
+pub mod caps;
+pub mod entry;
+pub mod exit;
+pub mod vmcs12;
+
 /// A VM exit on its way: what the exit fields will say (SDM 3, "VM-Exit Information Fields").
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExitInfo {

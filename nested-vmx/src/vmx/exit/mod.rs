@@ -1,0 +1,3 @@
+//! VM exits.
+
+pub mod reasons;
