@@ -43,7 +43,7 @@ impl Page {
     /// Clears one bit of a bitmap.
     pub fn clear_bit(&self, bit: usize) {
         // SAFETY: as for `set`.
-        let word = unsafe { self.0.get().cast::<u64>().add(bit / 64 & 511).read_volatile() };
+        let word = unsafe { self.0.get().cast::<u64>().add((bit / 64) & 511).read_volatile() };
         self.set(bit / 64, word & !(1 << (bit % 64)));
     }
 }

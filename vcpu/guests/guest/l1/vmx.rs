@@ -149,13 +149,10 @@ pub fn enter_operation(vmxon: &Page, vmcs: &Page) {
     let revision = rdmsr(IA32_VMX_BASIC) & 0x7fff_ffff;
     vmxon.set(0, revision);
     vmcs.set(0, revision);
-    for (name, result) in [
-        // SAFETY: both regions are pages of this processor alone, with the revision identifier set.
-        ("VMXON", unsafe { vmxon_instruction(vmxon.hpa()) }),
-        ("VMCLEAR", unsafe { vmclear(vmcs.hpa()) }),
-        ("VMPTRLD", unsafe { vmptrld(vmcs.hpa()) }),
-    ] {
-        if !result {
+    // SAFETY: both regions are pages of this processor alone, with the revision identifier set.
+    let results = unsafe { [vmxon_instruction(vmxon.hpa()), vmclear(vmcs.hpa()), vmptrld(vmcs.hpa())] };
+    for (name, succeeded) in ["VMXON", "VMCLEAR", "VMPTRLD"].into_iter().zip(results) {
+        if !succeeded {
             fail!(exit_code::UNSUPPORTED, name, " failed");
         }
     }
