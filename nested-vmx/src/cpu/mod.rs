@@ -2,6 +2,7 @@
 
 pub mod access;
 mod block;
+mod boot_state;
 mod debug;
 mod decode;
 mod deliver;
@@ -18,6 +19,7 @@ pub mod seg;
 mod state;
 mod stop;
 
+pub use boot_state::BootState;
 pub use mmu::tlb::Access;
 pub use regs::{Regs, slot};
 pub use run::RunExit;
