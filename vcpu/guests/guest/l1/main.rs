@@ -19,7 +19,7 @@ mod memory;
 mod vcpu;
 mod vmx;
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use rt::apic::{LocalApic, Mode};
 use rt::boot::{self, Info};
 use rt::time::{deadline_tsc, wait_until};
@@ -34,8 +34,15 @@ const START_PAGE_GPA: usize = (SIPI_VECTOR as usize) << 12;
 const PATIENCE_US: u64 = 100_000;
 
 static X2APIC: AtomicBool = AtomicBool::new(false);
-/// The second processor is about to enter L2.
-static SECOND_READY: AtomicBool = AtomicBool::new(false);
+
+/// How far the second processor is; each step is made by one side and awaited by the other.
+static SECOND: AtomicU32 = AtomicU32::new(ABSENT);
+const ABSENT: u32 = 0;
+const AWAKE: u32 = 1;
+/// No SIPI of L1's own is on its way any more: one that arrived in wait-for-SIPI would be taken for L2's.
+const MAY_ENTER_VMX: u32 = 2;
+/// About to enter L2.
+const READY: u32 = 3;
 
 fn first(info: &'static Info) -> ! {
     let command_line = info.command_line();
@@ -67,15 +74,25 @@ fn start_second(apic: LocalApic) {
     // SAFETY: the start page is free memory (the crate's memory map).
     unsafe { core::ptr::copy_nonoverlapping(code.as_ptr(), START_PAGE_GPA as *mut u8, code.len()) };
     apic.start_processor(SECOND_APIC_ID, SIPI_VECTOR);
-    if !wait_until(deadline_tsc(PATIENCE_US), || SECOND_READY.load(Ordering::Acquire)) {
+    await_second(AWAKE);
+    SECOND.store(MAY_ENTER_VMX, Ordering::Release);
+    await_second(READY);
+}
+
+fn await_second(step: u32) {
+    if !wait_until(deadline_tsc(PATIENCE_US), || SECOND.load(Ordering::Acquire) == step) {
         fail!(exit_code::UNSUPPORTED, "no second processor");
     }
 }
 
 fn second() -> ! {
+    SECOND.store(AWAKE, Ordering::Release);
+    while SECOND.load(Ordering::Acquire) != MAY_ENTER_VMX {
+        core::hint::spin_loop();
+    }
     LocalApic::open(if X2APIC.load(Ordering::Relaxed) { Mode::X2Apic } else { Mode::XApic });
     let mut vcpu = Vcpu::new(1);
     vcpu.park();
-    SECOND_READY.store(true, Ordering::Release);
+    SECOND.store(READY, Ordering::Release);
     vcpu.run()
 }

@@ -198,9 +198,7 @@ fn write_bitmaps() {
 
 /// An exit comes back into the running address space, at `l1_exited`.
 fn write_host_state() {
-    let table_base = |pointer: [u16; 5]| {
-        pointer[1..].iter().rev().fold(0, |base, word| base << 16 | u64::from(*word))
-    };
+    let table_base = |pointer: [u16; 5]| pointer[1..].iter().rev().fold(0, |base, word| base << 16 | u64::from(*word));
     let (mut gdtr, mut idtr) = ([0_u16; 5], [0_u16; 5]);
     // SAFETY: both store 10 bytes.
     unsafe {

@@ -108,7 +108,11 @@ pub fn check_support() {
     }
     let misc = rdmsr(IA32_VMX_MISC);
     if misc & MISC_HLT_AND_WAIT_FOR_SIPI != MISC_HLT_AND_WAIT_FOR_SIPI {
-        fail!(exit_code::UNSUPPORTED, "VMX without the HLT and wait-for-SIPI activity states: IA32_VMX_MISC ", Hex(misc));
+        fail!(
+            exit_code::UNSUPPORTED,
+            "VMX without the HLT and wait-for-SIPI activity states: IA32_VMX_MISC ",
+            Hex(misc)
+        );
     }
     // The secondary controls first: they say whether the EPT capability exists.
     controls("secondary", IA32_VMX_PROCBASED_CTLS2, crate::vcpu::SECONDARY_CONTROLS);
@@ -124,7 +128,15 @@ pub fn controls(name: &str, msr: u32, wanted: u32) -> u64 {
     let allowed = rdmsr(msr);
     let value = wanted | allowed as u32;
     if value & !(allowed >> 32) as u32 != 0 {
-        fail!(exit_code::UNSUPPORTED, "VMX lacks ", name, " controls: wanted ", Hex(wanted.into()), ", MSR ", Hex(allowed));
+        fail!(
+            exit_code::UNSUPPORTED,
+            "VMX lacks ",
+            name,
+            " controls: wanted ",
+            Hex(wanted.into()),
+            ", MSR ",
+            Hex(allowed)
+        );
     }
     value.into()
 }

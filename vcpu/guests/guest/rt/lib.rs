@@ -9,9 +9,9 @@ pub mod apic;
 pub mod boot;
 pub mod console;
 pub mod cpu;
+mod exception;
 #[path = "../../src/exit_code.rs"]
 pub mod exit_code;
-mod exception;
 mod memory;
 pub mod time;
 
