@@ -52,14 +52,14 @@ pub enum Posted {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct PostedSipi {
     pub vector: u8,
     pub cause_low: u32,
 }
 
 /// The event word's contents.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Events {
     /// The low bits of the cause of a pending INIT.
     pub init: Option<u32>,
@@ -78,6 +78,20 @@ impl Events {
             nmi: (word & NMI != 0).then(|| cause(NMI_CAUSE_SHIFT)),
             init_after_sipi: word & INIT_AFTER_SIPI != 0,
         }
+    }
+
+    fn pack(&self) -> u64 {
+        let mut w = 0;
+        if let Some(cause) = self.init {
+            w = put_cause(w | INIT, INIT_CAUSE_SHIFT, cause.into());
+        }
+        if let Some(sipi) = self.sipi {
+            w = put_cause(w | SIPI, SIPI_CAUSE_SHIFT, sipi.cause_low.into()) | u64::from(sipi.vector) << VECTOR_SHIFT;
+        }
+        if let Some(cause) = self.nmi {
+            w = put_cause(w | NMI, NMI_CAUSE_SHIFT, cause.into());
+        }
+        w | if self.init_after_sipi { INIT_AFTER_SIPI } else { 0 }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -158,9 +172,20 @@ impl Mailbox {
         (irr, std::array::from_fn(|i| self.level[i].load(Ordering::Acquire) & irr[i]))
     }
 
-    /// Posted interrupts, without taking them.
-    pub fn peek_interrupts(&self) -> [u64; 4] {
-        std::array::from_fn(|i| self.irr[i].load(Ordering::Acquire))
+    /// As [`Self::take_interrupts`], without taking them.
+    pub fn peek_interrupts(&self) -> ([u64; 4], [u64; 4]) {
+        let irr = std::array::from_fn(|i| self.irr[i].load(Ordering::Acquire));
+        (irr, std::array::from_fn(|i| self.level[i].load(Ordering::Acquire) & irr[i]))
+    }
+
+    /// Replaces what is posted, when a processor's state is restored.
+    pub fn restore(&self, events: &Events, (irr, level): &([u64; 4], [u64; 4])) {
+        self.events.store(events.pack(), Ordering::Release);
+        for i in 0..4 {
+            self.irr[i].store(irr[i], Ordering::Release);
+            self.level[i].store(level[i], Ordering::Release);
+        }
+        self.call(attention::EVENTS | attention::INTERRUPTS);
     }
 
     /// The external interrupt controller's INTR line.

@@ -24,6 +24,6 @@ impl Cpu {
 
     /// When a timer of this processor is due.
     pub(crate) fn next_deadline(&mut self) -> Option<u64> {
-        None
+        self.apic_deadline()
     }
 }

@@ -1,6 +1,7 @@
 //! The processor.
 
-pub mod access;
+mod access;
+mod apic;
 mod block;
 mod boot_state;
 mod debug;
@@ -10,12 +11,15 @@ mod exec;
 pub mod flags;
 mod mmu;
 mod mode;
+pub mod model;
+mod msr;
 mod op;
 mod regs;
 mod run;
 #[cfg(test)]
 mod run_tests;
 pub mod seg;
+mod snapshot;
 mod state;
 mod stop;
 
@@ -23,6 +27,7 @@ pub use boot_state::BootState;
 pub use mmu::tlb::Access;
 pub use regs::{Regs, slot};
 pub use run::RunExit;
+pub use snapshot::{CpuState, InvalidState, Registers};
 pub use state::{Cpu, CpuConfig};
 pub use stop::{Flow, Stop, StopKind};
 

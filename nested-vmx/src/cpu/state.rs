@@ -4,8 +4,11 @@ use super::block::BlockCache;
 use super::flags::Flags;
 use super::mmu::tlb::{Access, Tlb};
 use super::mode::Mode;
+use super::msr::Msrs;
 use super::regs::Regs;
 use super::seg::{Segment, TableRegister, reg};
+use crate::apic::LocalApic;
+use crate::arch::apic::DEFAULT_BASE_GPA;
 use crate::arch::cr::{Cr0, Cr4};
 use crate::arch::efer::Efer;
 use crate::bus::Bus;
@@ -20,10 +23,9 @@ pub struct CpuConfig {
     pub apic_id: u32,
     /// The bootstrap processor starts at the reset vector, the others in wait-for-SIPI (R22).
     pub bsp: bool,
+    /// Processors in the VM, for the topology that CPUID shows.
+    pub count: u32,
 }
-
-/// [`Cpu::apic_page_gpa`] of an APIC that is disabled or in x2APIC mode.
-pub const NO_APIC_PAGE: u64 = u64::MAX;
 
 /// Why instructions run one at a time, in [`Cpu::special`].
 pub mod special {
@@ -85,7 +87,9 @@ pub struct Cpu {
     /// Debug traps to take at the next boundary, as DR6 bits (SDM 3, "Pending debug exceptions").
     pub(crate) pending_debug: u64,
 
-    /// The page of the xAPIC's registers; [`NO_APIC_PAGE`] when the APIC has none.
+    pub(crate) msrs: Msrs,
+    pub(crate) apic: LocalApic,
+    /// The page of the xAPIC's registers; [`super::apic::NO_APIC_PAGE`] when the APIC has none.
     pub(crate) apic_page_gpa: u64,
     pub(crate) vmx_mode: VmxMode,
     /// The EPT pointer in force: in non-root operation, with EPT enabled.
@@ -131,12 +135,14 @@ impl Cpu {
             dr7: 0,
             pdpte: [0; 4],
             fault_address: 0,
-            activity: ActivityState::Active,
+            activity: if config.bsp { ActivityState::Active } else { ActivityState::WaitForSipi },
             shadow: 0,
             new_shadow: 0,
             nmi_blocked: false,
             pending_debug: 0,
-            apic_page_gpa: 0xfee0_0000,
+            msrs: Msrs::default(),
+            apic: LocalApic::new(config.apic_id, config.bsp),
+            apic_page_gpa: DEFAULT_BASE_GPA,
             vmx_mode: VmxMode::Off,
             eptp: None,
             exit: ExitInfo::default(),

@@ -216,10 +216,16 @@ impl Cpu {
     }
 
     fn load_mmio(&mut self, gpa: u64, size: u8) -> u64 {
+        if self.is_special_page(gpa) {
+            return self.apic_mmio_read(gpa, size);
+        }
         self.bus.mmio_read(gpa, size)
     }
 
     fn store_mmio(&mut self, gpa: u64, size: u8, v: u64) {
+        if self.is_special_page(gpa) {
+            return self.apic_mmio_write(gpa, size, v);
+        }
         if self.bus.mmio_write(gpa, size, v) == BusFlow::Stop {
             self.bus_stop = true;
         }

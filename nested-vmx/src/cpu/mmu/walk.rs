@@ -26,7 +26,6 @@ struct Leaf {
     user: bool,
     no_execute: bool,
     global: bool,
-    dirty: bool,
 }
 
 /// Where a linear address leads.
@@ -49,15 +48,7 @@ impl Cpu {
             self.walk(lin, wanted)?
         } else {
             let gpa = lin & 0xffff_ffff;
-            Leaf {
-                gpa,
-                page_mask: u64::MAX >> 1,
-                writable: true,
-                user: true,
-                no_execute: false,
-                global: false,
-                dirty: true,
-            }
+            Leaf { gpa, page_mask: u64::MAX >> 1, writable: true, user: true, no_execute: false, global: false }
         };
         self.check_rights(lin, &leaf, wanted)?;
         let (hpa, ept) = self.second_level(leaf.gpa, Some(lin), wanted, leaf_rights(&leaf))?;
@@ -140,7 +131,7 @@ impl Cpu {
         loop {
             let entry_gpa = table + ((lin >> shift) & 0x1ff) * 8;
             let entry_lin = Some(lin);
-            let mut entry: u64 = self.load_table(entry_gpa, entry_lin)?;
+            let entry: u64 = self.load_table(entry_gpa, entry_lin)?;
             if entry & P == 0 {
                 return Err(self.page_fault(lin, wanted, 0));
             }
@@ -176,15 +167,14 @@ impl Cpu {
                     user,
                     no_execute,
                     global: entry & G != 0,
-                    dirty: true,
                 };
                 // Rights first: a fault sets no flag of the leaf.
                 self.check_rights(lin, &l, wanted)?;
                 if wanted.write {
                     want |= D;
                 }
-                entry = self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
-                return Ok(Leaf { dirty: entry & D != 0, ..l });
+                self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
+                return Ok(l);
             }
             self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
             table = entry & self.physical_mask() & 0x000f_ffff_ffff_f000;
@@ -223,12 +213,11 @@ impl Cpu {
             user: both & us != 0,
             no_execute: false,
             global: entry & G as u32 != 0,
-            dirty: true,
         };
         self.check_rights(lin, &leaf, wanted)?;
         let want = if wanted.write { A | D } else { A } as u32;
-        let entry = self.set_table_flags(entry_gpa, entry, want, Some(lin))?;
-        Ok(Leaf { dirty: entry & D as u32 != 0, ..leaf })
+        self.set_table_flags(entry_gpa, entry, want, Some(lin))?;
+        Ok(leaf)
     }
 
     /// Reads a paging-structure entry of the guest, through EPT where it is on.
@@ -247,10 +236,10 @@ impl Cpu {
         entry: W,
         flags: impl Into<u64>,
         lin: Option<u64>,
-    ) -> Result<W, Stop> {
+    ) -> Result<(), Stop> {
         let new = entry | W::from_u64(flags.into());
         if new == entry {
-            return Ok(entry);
+            return Ok(());
         }
         let wanted = Wanted { write: true, fetch: false, access: Access::Supervisor };
         let (hpa, _) = self.second_level(gpa, lin, wanted, super::ept::Origin::Table)?;
@@ -264,7 +253,7 @@ impl Cpu {
             }
             self.ram.code_changed(offset, W::BYTES);
         }
-        Ok(new)
+        Ok(())
     }
 }
 
