@@ -4,6 +4,7 @@
 //! [`vm::Vm`] is the whole API: commands go in, published state and events come out. Nothing here knows of
 //! gRPC or tokio.
 
+pub mod boot;
 pub mod console;
 pub mod counters;
 pub mod engine;
