@@ -98,15 +98,12 @@ pub(super) fn load(
 
 /// Loads by the header's address fields, which come before an ELF header's ("The address fields of Multiboot header");
 /// returns the entry and the kernel's end.
-fn load_by_addresses(
-    image: &[u8],
-    header: &Header,
-    memory: &mut impl GuestMemory,
-) -> Result<(u32, u64), BootError> {
+fn load_by_addresses(image: &[u8], header: &Header, memory: &mut impl GuestMemory) -> Result<(u32, u64), BootError> {
     let wrong = |what| BootError::MultibootAddresses { what };
     let [header_gpa, load_gpa, load_end_gpa, bss_end_gpa, entry_gpa] = header.addresses;
     let before_header = header_gpa.checked_sub(load_gpa).ok_or(wrong("header_addr is below load_addr"))?;
-    let start = header.offset.checked_sub(before_header as usize).ok_or(wrong("the image would start before the file"))?;
+    let start =
+        header.offset.checked_sub(before_header as usize).ok_or(wrong("the image would start before the file"))?;
     // The header is in the file, so its start is too.
     let available = image.get(start..).unwrap_or_default();
     // 0: text and data are the whole file.

@@ -143,7 +143,10 @@ fn multiboot_with_address_fields_starts_as_the_specification_says() {
     let cs = state.segments[1];
     assert_eq!((cs.base, cs.limit, u32::from(cs.ar)), (0, u32::MAX, 0xc09b));
     assert_eq!(memory.u64(state.gdtr.base + u64::from(cs.selector)), 0x00cf_9b00_0000_ffff);
-    assert_eq!((memory.byte(0x10_003f), memory.byte(0x10_0040), memory.byte(0x10_103f)), (Some(0xaa), Some(0), Some(0)));
+    assert_eq!(
+        (memory.byte(0x10_003f), memory.byte(0x10_0040), memory.byte(0x10_103f)),
+        (Some(0xaa), Some(0), Some(0))
+    );
     assert_eq!(memory.byte(0x10_1040), None);
 
     let info = state.gprs[3];
@@ -220,10 +223,7 @@ fn flat_images_start_in_real_mode() {
     assert_eq!(memory.byte(0x7c00), Some(0xf4));
     let state = load_flat(&[0xf4], 0x8_0000, Some(0x9_1234), &mut memory).unwrap();
     assert_eq!((state.segments[1].base, state.rip), (0x9_0000, 0x1234));
-    assert_eq!(
-        load_flat(&[0], 1 << 20, None, &mut memory),
-        Err(BootError::FlatEntry { entry_gpa: 1 << 20 })
-    );
+    assert_eq!(load_flat(&[0], 1 << 20, None, &mut memory), Err(BootError::FlatEntry { entry_gpa: 1 << 20 }));
     assert!(matches!(load_flat(&[0; 2], SIZE - 1, Some(0), &mut memory), Err(BootError::Memory { .. })));
 }
 
@@ -259,10 +259,7 @@ fn bad_images_say_what_is_wrong() {
     ] {
         assert_eq!(fails(&header(0x1_0000, &addresses)), MultibootAddresses { what });
     }
-    assert_eq!(
-        fails(&header(0x1_0000, &[0x10_0000, 0x10_0000, 0, 0, 0x20_0000])),
-        Entry { entry: 0x20_0000 }
-    );
+    assert_eq!(fails(&header(0x1_0000, &[0x10_0000, 0x10_0000, 0, 0, 0x20_0000])), Entry { entry: 0x20_0000 });
 }
 
 #[test]
