@@ -171,6 +171,19 @@ fn write_controls(vpid: u64) {
     write(field::IO_BITMAP_B, IO_BITMAPS[1].hpa());
     write(field::MSR_BITMAP, MSR_BITMAP.hpa());
     write(field::VMCS_LINK_POINTER, u64::MAX);
+    // VMCLEAR leaves fields undefined: what is not used must say so.
+    for unused in [
+        field::EXCEPTION_BITMAP,
+        field::PAGE_FAULT_MASK,
+        field::PAGE_FAULT_MATCH,
+        field::CR3_TARGET_COUNT,
+        field::EXIT_MSR_STORE_COUNT,
+        field::EXIT_MSR_LOAD_COUNT,
+        field::ENTRY_MSR_LOAD_COUNT,
+        field::ENTRY_INTERRUPTION_INFORMATION,
+    ] {
+        write(unused, 0);
+    }
 }
 
 /// L2 has the serial port, debug exit, EFER and its local APIC. Everything else exits.
@@ -218,6 +231,17 @@ fn write_host_state() {
     write(field::HOST_TR_BASE, 0);
     write(field::HOST_GDTR_BASE, table_base(gdtr));
     write(field::HOST_IDTR_BASE, table_base(idtr));
+    for unused in [
+        field::HOST_FS_SELECTOR,
+        field::HOST_GS_SELECTOR,
+        field::HOST_FS_BASE,
+        field::HOST_GS_BASE,
+        field::HOST_SYSENTER_CS,
+        field::HOST_SYSENTER_ESP,
+        field::HOST_SYSENTER_EIP,
+    ] {
+        write(unused, 0);
+    }
     write(field::HOST_RIP, l1_exited as *const () as u64);
 }
 

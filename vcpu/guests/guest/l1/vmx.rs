@@ -45,6 +45,8 @@ pub mod field {
     pub const HOST_CS_SELECTOR: u32 = 0x0c02;
     pub const HOST_SS_SELECTOR: u32 = 0x0c04;
     pub const HOST_DS_SELECTOR: u32 = 0x0c06;
+    pub const HOST_FS_SELECTOR: u32 = 0x0c08;
+    pub const HOST_GS_SELECTOR: u32 = 0x0c0a;
     pub const HOST_TR_SELECTOR: u32 = 0x0c0c;
     pub const IO_BITMAP_A: u32 = 0x2000;
     pub const IO_BITMAP_B: u32 = 0x2002;
@@ -56,8 +58,16 @@ pub mod field {
     pub const HOST_EFER: u32 = 0x2c02;
     pub const PIN_CONTROLS: u32 = 0x4000;
     pub const PRIMARY_CONTROLS: u32 = 0x4002;
+    pub const EXCEPTION_BITMAP: u32 = 0x4004;
+    pub const PAGE_FAULT_MASK: u32 = 0x4006;
+    pub const PAGE_FAULT_MATCH: u32 = 0x4008;
+    pub const CR3_TARGET_COUNT: u32 = 0x400a;
     pub const EXIT_CONTROLS: u32 = 0x400c;
+    pub const EXIT_MSR_STORE_COUNT: u32 = 0x400e;
+    pub const EXIT_MSR_LOAD_COUNT: u32 = 0x4010;
     pub const ENTRY_CONTROLS: u32 = 0x4012;
+    pub const ENTRY_MSR_LOAD_COUNT: u32 = 0x4014;
+    pub const ENTRY_INTERRUPTION_INFORMATION: u32 = 0x4016;
     pub const SECONDARY_CONTROLS: u32 = 0x401e;
     pub const VM_INSTRUCTION_ERROR: u32 = 0x4400;
     pub const EXIT_REASON: u32 = 0x4402;
@@ -69,6 +79,7 @@ pub mod field {
     pub const GUEST_INTERRUPTIBILITY: u32 = 0x4824;
     pub const GUEST_ACTIVITY: u32 = 0x4826;
     pub const GUEST_SYSENTER_CS: u32 = 0x482a;
+    pub const HOST_SYSENTER_CS: u32 = 0x4c00;
     pub const CR0_MASK: u32 = 0x6000;
     pub const CR4_MASK: u32 = 0x6002;
     pub const CR0_SHADOW: u32 = 0x6004;
@@ -91,9 +102,13 @@ pub mod field {
     pub const HOST_CR0: u32 = 0x6c00;
     pub const HOST_CR3: u32 = 0x6c02;
     pub const HOST_CR4: u32 = 0x6c04;
+    pub const HOST_FS_BASE: u32 = 0x6c06;
+    pub const HOST_GS_BASE: u32 = 0x6c08;
     pub const HOST_TR_BASE: u32 = 0x6c0a;
     pub const HOST_GDTR_BASE: u32 = 0x6c0c;
     pub const HOST_IDTR_BASE: u32 = 0x6c0e;
+    pub const HOST_SYSENTER_ESP: u32 = 0x6c10;
+    pub const HOST_SYSENTER_EIP: u32 = 0x6c12;
     pub const HOST_RSP: u32 = 0x6c14;
     pub const HOST_RIP: u32 = 0x6c16;
 }
