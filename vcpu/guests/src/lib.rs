@@ -16,6 +16,7 @@
 //! |---|---|---|
 //! | `apic=xapic`, `apic=x2apic` | l1, l2 | how the local APIC is reached; `xapic` unless given. L1 passes its command line on to L2 |
 //! | `cpus=1`, `cpus=2` | l1 | processors to bring up, for itself and for L2; 2 unless given |
+//! | `interrupts=on` | all | run with RFLAGS.IF set, though nothing may raise an interrupt: KVM inside Bochs cannot take its own timer interrupt from a guest that waits with IF clear |
 //! | `loop=NAME` | bench | one of `alu`, `copy`, `mix`, `movsq`, `cpuid`, `vmcall`; all but `vmcall` unless given (VMCALL needs an L1) |
 //! | `n=COUNT` | bench | iterations, instead of each loop's own number |
 //!

@@ -1,8 +1,9 @@
 //! Entry, and what the multiboot loader says.
 
 use core::arch::global_asm;
+use core::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{console, exception, exit_code, fail};
+use crate::{console, cpu, exception, exit_code, fail};
 
 global_asm!(include_str!("boot.s"), options(att_syntax));
 
@@ -95,11 +96,17 @@ pub(crate) fn name() -> &'static str {
     guest_name()
 }
 
+/// `interrupts=on`: see the crate's documentation.
+static INTERRUPTS_ON: AtomicBool = AtomicBool::new(false);
+
 /// From boot.s, in long mode on a stack of its own.
 #[unsafe(no_mangle)]
 extern "C" fn rt_main(processor: u32, magic: u32, info_gpa: u32) -> ! {
     if processor != 0 {
         exception::load();
+        if INTERRUPTS_ON.load(Ordering::Acquire) {
+            cpu::enable_interrupts();
+        }
         guest_second();
     }
     console::init();
@@ -109,7 +116,12 @@ extern "C" fn rt_main(processor: u32, magic: u32, info_gpa: u32) -> ! {
         fail!(exit_code::UNSUPPORTED, "not started by a multiboot loader");
     }
     // SAFETY: the loader says that its information is there.
-    guest_first(unsafe { &*(info_gpa as usize as *const Info) })
+    let info = unsafe { &*(info_gpa as usize as *const Info) };
+    if option(info.command_line(), "interrupts") == Some(b"on") {
+        INTERRUPTS_ON.store(true, Ordering::Release);
+        cpu::enable_interrupts();
+    }
+    guest_first(info)
 }
 
 /// The code at which a second processor reaches long mode and `guest_second`; position-independent.

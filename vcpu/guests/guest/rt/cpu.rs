@@ -46,3 +46,9 @@ pub fn halt() {
     // SAFETY: halts, and changes nothing.
     unsafe { asm!("cli", "hlt", options(nomem, nostack)) }
 }
+
+/// No guest has a handler: nothing may raise one.
+pub fn enable_interrupts() {
+    // SAFETY: an interrupt would end in the exception handler, or in a fault that does.
+    unsafe { asm!("sti", options(nomem, nostack)) }
+}

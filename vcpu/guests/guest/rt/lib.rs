@@ -1,6 +1,6 @@
 //! What every guest stands on: entry into long mode, console, time, the local APIC.
 //!
-//! Guests are freestanding: interrupts stay off, every address is identity-mapped, and whatever goes wrong ends in
+//! Guests are freestanding: no interrupt is expected, every address is identity-mapped, and whatever goes wrong ends in
 //! [`exit`] with a line that says why.
 
 #![no_std]
