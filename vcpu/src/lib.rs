@@ -7,6 +7,7 @@
 pub mod boot;
 pub mod console;
 pub mod counters;
+pub mod emulated;
 pub mod engine;
 pub mod event;
 pub mod host;
