@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// VM-exit reasons are counted by number up to this one.
 const EXIT_REASONS: usize = 80;
+/// KVM's exit reasons are counted by number up to this one.
+const KVM_EXIT_REASONS: usize = 48;
 
 #[derive(Debug, Default)]
 struct Fates {
@@ -23,6 +25,7 @@ pub struct VcpuCounters {
     instructions: AtomicU64,
     thread_cpu_ns: AtomicU64,
     exits: [AtomicU64; EXIT_REASONS],
+    kvm_exits: [AtomicU64; KVM_EXIT_REASONS],
     vm_entries: AtomicU64,
     vm_entry_failures: AtomicU64,
     host_exits: AtomicU64,
@@ -37,6 +40,7 @@ impl Default for VcpuCounters {
             instructions: AtomicU64::new(0),
             thread_cpu_ns: AtomicU64::new(0),
             exits: std::array::from_fn(|_| AtomicU64::new(0)),
+            kvm_exits: std::array::from_fn(|_| AtomicU64::new(0)),
             vm_entries: AtomicU64::new(0),
             vm_entry_failures: AtomicU64::new(0),
             host_exits: AtomicU64::new(0),
@@ -64,6 +68,11 @@ impl VcpuCounters {
     /// KVM: returns of KVM_RUN; emulated: returns of `Cpu::run`.
     pub fn add_host_exit(&self) {
         add(&self.host_exits, 1);
+    }
+
+    /// KVM_RUN returned with this exit reason.
+    pub fn add_kvm_exit(&self, reason: u32) {
+        add(&self.kvm_exits[(reason as usize).min(KVM_EXIT_REASONS - 1)], 1);
     }
 
     /// The thread woke up after parking.
@@ -104,6 +113,9 @@ impl VcpuCounters {
 
     pub fn snapshot(&self) -> VcpuCounts {
         let get = |c: &AtomicU64| c.load(Relaxed);
+        let by_reason = |counters: &[AtomicU64]| {
+            counters.iter().zip(0..).map(|(n, reason)| (reason, get(n))).filter(|(_, n)| *n > 0).collect()
+        };
         let fates = |i: usize| {
             let f: &Fates = &self.fates[i];
             FateCounts { latched: get(&f.latched), delivered: get(&f.delivered), dropped: get(&f.dropped) }
@@ -111,13 +123,8 @@ impl VcpuCounters {
         VcpuCounts {
             instructions: get(&self.instructions),
             thread_cpu_ns: get(&self.thread_cpu_ns),
-            exits: self
-                .exits
-                .iter()
-                .enumerate()
-                .map(|(reason, n)| (reason as u32, get(n)))
-                .filter(|(_, n)| *n > 0)
-                .collect(),
+            exits: by_reason(&self.exits),
+            kvm_exits: by_reason(&self.kvm_exits),
             vm_entries: get(&self.vm_entries),
             vm_entry_failures: get(&self.vm_entry_failures),
             host_exits: get(&self.host_exits),
@@ -145,6 +152,8 @@ pub struct VcpuCounts {
     pub thread_cpu_ns: u64,
     /// VM exits to L1, by basic exit reason.
     pub exits: BTreeMap<u32, u64>,
+    /// KVM: returns of KVM_RUN, by KVM's exit reason.
+    pub kvm_exits: BTreeMap<u32, u64>,
     pub vm_entries: u64,
     pub vm_entry_failures: u64,
     /// How often the engine's run returned to its thread.

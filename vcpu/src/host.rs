@@ -58,6 +58,11 @@ pub enum PreflightError {
     NoKvm { reason: String },
     #[error("nested = kernel needs a kvm_intel host with nested=1: {reason}; nested = emulated runs on this host")]
     NoKernelNesting { reason: String },
+    #[error(
+        "nested = kernel is not supported yet: KVM nests VMX on this host, but nestd does not read its nested state; \
+         nested = emulated runs on this host"
+    )]
+    KernelNestingUnsupported,
 }
 
 impl PreflightError {
@@ -111,10 +116,12 @@ pub fn choose_engine(nested: Nested, host: &HostReport) -> Result<Choice, Prefli
             KvmKind::Absent { reason } => Err(PreflightError::NoKvm { reason: reason.clone() }),
             _ => Ok(kvm(Nested::None, "nested = none: the host's KVM runs it".into())),
         },
-        Nested::Kernel if host.kernel_nesting => Ok(kvm(Nested::Kernel, "nested = kernel, and KVM nests VMX".into())),
+        Nested::Kernel if host.kernel_nesting => Err(PreflightError::KernelNestingUnsupported),
         Nested::Kernel => Err(PreflightError::NoKernelNesting { reason: host.kernel_nesting_reason.clone() }),
         Nested::Emulated => Ok(emulated("nested = emulated".into())),
-        Nested::Auto if host.kernel_nesting => Ok(kvm(Nested::Kernel, "auto: KVM nests VMX".into())),
+        Nested::Auto if host.kernel_nesting => {
+            Ok(emulated("auto: KVM nests VMX, which nestd does not support yet".into()))
+        }
         Nested::Auto => Ok(emulated(format!("auto: no nesting in the kernel ({})", host.kernel_nesting_reason))),
     }
 }
@@ -128,7 +135,8 @@ pub fn allowed_cpus() -> Vec<usize> {
     }
 }
 
-fn kvm_kind() -> KvmKind {
+/// Which KVM a /dev/kvm on this host is.
+pub(crate) fn kvm_kind() -> KvmKind {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| {
         cpuinfo.lines().filter(|l| l.starts_with("flags")).any(|l| l.split_whitespace().any(|word| word == flag))
@@ -169,7 +177,8 @@ mod tests {
         let nests = host(KvmKind::Intel, true);
         let engine = |n, h: &HostReport| choose_engine(n, h).map(|c| (c.engine, c.nested));
         assert_eq!(engine(Nested::Auto, &absent), Ok((EngineKind::Emulated, Nested::Emulated)));
-        assert_eq!(engine(Nested::Auto, &nests), Ok((EngineKind::Kvm, Nested::Kernel)));
+        assert_eq!(engine(Nested::Auto, &nests), Ok((EngineKind::Emulated, Nested::Emulated)));
+        assert_eq!(engine(Nested::Kernel, &nests), Err(PreflightError::KernelNestingUnsupported));
         assert_eq!(engine(Nested::None, &pvm), Ok((EngineKind::Kvm, Nested::None)));
         assert_eq!(engine(Nested::None, &absent), Err(PreflightError::NoKvm { reason: "gone".into() }));
         let refused = engine(Nested::Kernel, &pvm).unwrap_err();

@@ -126,7 +126,7 @@ impl Vm {
         let choice = choose_engine(spec.nested, &host)?;
         let engine = choice.engine;
         Self::with_engine(spec, choice, host.cpus, |spec, context| match engine {
-            EngineKind::Kvm => Err(EngineError::Unsupported("the KVM engine is not part of this build".into())),
+            EngineKind::Kvm => crate::kvm::build(spec, context),
             EngineKind::Emulated => {
                 let _ = (spec, context);
                 Err(EngineError::Unsupported("the emulated engine is not part of this build".into()))

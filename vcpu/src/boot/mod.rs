@@ -4,6 +4,7 @@
 
 mod elf_image;
 mod info;
+mod load;
 mod multiboot;
 mod pvh;
 
@@ -11,6 +12,8 @@ mod pvh;
 mod tests;
 
 use nested_vmx::cpu::BootState;
+
+pub use load::{clear, load};
 
 use crate::machine::LOW_RAM_END_GPA;
 

@@ -171,7 +171,8 @@ impl Kicker {
     }
 }
 
-pub(super) struct Adopted(Arc<Kicker>);
+/// The calling thread is the one that kicks interrupt, until this goes.
+pub struct Adopted(Arc<Kicker>);
 
 impl Drop for Adopted {
     fn drop(&mut self) {

@@ -5,16 +5,19 @@
 //! which never wait for a vCPU.
 #![allow(unsafe_code)]
 
+mod boot;
 mod cpuid;
+mod engine;
 mod failure;
 mod kick;
 mod reset;
 mod vcpu;
 mod vm;
 
+pub(crate) use engine::build;
 pub use failure::{InstructionBytes, KvmError, KvmFailure};
-pub use kick::Kicker;
-pub use vcpu::{Devices, ExitCounts, KvmVcpu, Observed, RunOutcome};
+pub use kick::{Adopted, Kicker};
+pub use vcpu::{Devices, KvmVcpu, Observed, RunOutcome};
 pub use vm::{Created, Delivery, KvmVm, MAX_CPUS, Message};
 
 /// Opens /dev/kvm.

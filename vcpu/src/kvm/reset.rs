@@ -9,7 +9,7 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use super::failure::{KvmError, ioctl};
 
 /// Writing the TSC would take the vCPUs of a VM apart; RESET need not clear it for a guest to boot.
-const IA32_TSC: u32 = 0x10;
+pub(super) const IA32_TSC: u32 = 0x10;
 
 pub(super) struct ResetState {
     mp_state: kvm_mp_state,
@@ -24,7 +24,7 @@ pub(super) struct ResetState {
 }
 
 impl ResetState {
-    /// Reads it from a vCPU that has never run.
+    /// Reads it from a vCPU that has never run, with its boot state loaded.
     pub(super) fn capture(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, KvmError> {
         Ok(Self {
             mp_state: vcpu.get_mp_state().map_err(ioctl("KVM_GET_MP_STATE"))?,
@@ -40,7 +40,7 @@ impl ResetState {
         })
     }
 
-    /// Puts it back. Must be called by the vCPU's own thread, outside `KVM_RUN`.
+    /// Puts it back. The vCPU must be outside `KVM_RUN`, with no access open.
     pub(super) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
         vcpu.set_mp_state(self.mp_state).map_err(ioctl("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&self.regs).map_err(ioctl("KVM_SET_REGS"))?;

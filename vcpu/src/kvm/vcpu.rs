@@ -1,22 +1,24 @@
 //! One vCPU of KVM: its run loop, and its state as its own thread reads it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use kvm_bindings::{
     KVM_EXIT_INTERNAL_ERROR, KVM_INTERNAL_ERROR_EMULATION, KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES,
-    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, kvm_regs,
-    kvm_sregs,
+    KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_SIPI_RECEIVED, KVM_MP_STATE_UNINITIALIZED, Msrs,
+    kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use nested_vmx::bus::BusFlow;
 use nested_vmx::event::{ActivityState, MpState};
 
-use super::failure::{InstructionBytes, KvmError, KvmFailure, ioctl};
+use super::boot;
+use super::failure::{InstructionBytes, KvmFailure};
 use super::kick::{Adopted, Kicker};
-use super::reset::ResetState;
+use super::reset::IA32_TSC;
 use super::vm::KvmVm;
+use crate::counters::VcpuCounters;
+use crate::engine::Registers;
+use crate::machine::Outcome;
 
 /// How long a vCPU that KVM sends back with EAGAIN for nothing waits before it asks again.
 const EAGAIN_PAUSE: Duration = Duration::from_millis(1);
@@ -24,9 +26,9 @@ const EAGAIN_PAUSE: Duration = Duration::from_millis(1);
 /// The devices outside KVM, reached by the exits of all vCPU threads.
 pub trait Devices: Send + Sync {
     fn io_read(&self, port: u16, size: u8) -> u32;
-    fn io_write(&self, port: u16, size: u8, value: u32) -> BusFlow;
+    fn io_write(&self, port: u16, size: u8, value: u32) -> Outcome;
     fn mmio_read(&self, gpa: u64, size: u8) -> u64;
-    fn mmio_write(&self, gpa: u64, size: u8, value: u64) -> BusFlow;
+    fn mmio_write(&self, gpa: u64, size: u8, value: u64);
 }
 
 /// Why [`KvmVcpu::run`] returned.
@@ -36,8 +38,8 @@ pub enum RunOutcome {
     Kicked,
     /// `mp_state` is not what [`KvmVcpu::observe`] last saw: publish it.
     MpStateChanged,
-    /// A device asked the VM to stop (debug exit).
-    Stopped,
+    /// A device asks something of the VM; never [`Outcome::Continue`].
+    Asked(Outcome),
     /// KVM_EXIT_SHUTDOWN: a triple fault. The vCPU is in the shutdown state.
     TripleFault,
     Failed(KvmFailure),
@@ -57,30 +59,7 @@ pub struct Observed {
     pub cr3: u64,
     pub cr4: u64,
     pub efer: u64,
-}
-
-/// Exits by KVM's reason, counted on the vCPU's thread and read from any.
-#[derive(Debug)]
-pub struct ExitCounts([AtomicU64; Self::REASONS]);
-
-impl ExitCounts {
-    const REASONS: usize = 64;
-
-    fn count(&self, reason: u32) {
-        let slot = (reason as usize).min(Self::REASONS - 1);
-        self.0[slot].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// (KVM exit reason, count) of the reasons that occurred; the last slot takes all reasons from it up.
-    pub fn read(&self) -> impl Iterator<Item = (u32, u64)> {
-        self.0.iter().zip(0..).map(|(n, reason)| (reason, n.load(Ordering::Relaxed))).filter(|&(_, n)| n != 0)
-    }
-}
-
-impl Default for ExitCounts {
-    fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
-    }
+    pub tsc: u64,
 }
 
 /// A vCPU; owned by the one thread that runs it, which is also the only one to do ioctls on it.
@@ -88,14 +67,13 @@ pub struct KvmVcpu {
     index: u32,
     fd: VcpuFd,
     kicker: Arc<Kicker>,
-    exits: Arc<ExitCounts>,
-    reset: ResetState,
+    counters: Arc<VcpuCounters>,
     /// `KVM_RUN` left an access open that only the next one completes. State is not to be read before.
     completion_open: bool,
     last_mp_state: MpState,
     shutdown: bool,
-    /// A device asked for the stop while [`KvmVcpu::settle`] served it: `run` still has to say so.
-    stop_owed: bool,
+    /// What a device asked for while [`KvmVcpu::settle`] served it: `run` still has to say so.
+    asked: Option<Outcome>,
     // Last, so that the VM outlives its vCPU.
     vm: Arc<KvmVm>,
 }
@@ -110,20 +88,18 @@ impl KvmVcpu {
         index: u32,
         fd: VcpuFd,
         kicker: Arc<Kicker>,
-        exits: Arc<ExitCounts>,
-        reset: ResetState,
+        counters: Arc<VcpuCounters>,
         vm: Arc<KvmVm>,
     ) -> Self {
         Self {
             index,
             fd,
             kicker,
-            exits,
-            reset,
+            counters,
             completion_open: false,
-            last_mp_state: if index == 0 { MpState::Runnable } else { MpState::Uninitialized },
+            last_mp_state: initial_mp_state(index),
             shutdown: false,
-            stop_owed: false,
+            asked: None,
             vm,
         }
     }
@@ -138,24 +114,25 @@ impl KvmVcpu {
 
     /// Tells the kicker which thread to interrupt. Call it on the thread that will run the vCPU, and keep the
     /// guard for as long as it does.
-    pub fn adopt_thread(&self) -> impl Drop + use<> {
-        let adopted: Adopted = self.kicker.adopt_thread();
-        adopted
+    pub fn adopt_thread(&self) -> Adopted {
+        self.kicker.adopt_thread()
     }
 
     /// Runs until there is something that the caller has to know.
     pub fn run(&mut self, devices: &dyn Devices) -> RunOutcome {
-        if std::mem::take(&mut self.stop_owed) {
-            return RunOutcome::Stopped;
+        if let Some(asked) = self.asked.take() {
+            return RunOutcome::Asked(asked);
         }
         loop {
             if let Step::Out(outcome) = self.enter(devices) {
-                if outcome == RunOutcome::Kicked {
-                    self.kicker.answer();
-                }
                 return outcome;
             }
         }
+    }
+
+    /// Takes back kicks. To be called before looking at what the kicks were for.
+    pub fn clear_kick(&self) {
+        self.kicker.answer();
     }
 
     /// One `KVM_RUN` and what its exit asks for.
@@ -167,19 +144,20 @@ impl KvmVcpu {
         self.completion_open = false;
         let flow = match exit {
             VcpuExit::IoOut(port, data) => {
-                self.exits.count(kvm_bindings::KVM_EXIT_IO);
+                self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_IO);
                 self.completion_open = true;
                 let size = self.kicker.io_item_bytes();
-                let mut flow = BusFlow::Continue;
+                let mut flow = Outcome::Continue;
                 for item in data.chunks(usize::from(size.max(1))) {
-                    if devices.io_write(port, size, little_endian(item) as u32) == BusFlow::Stop {
-                        flow = BusFlow::Stop;
+                    match devices.io_write(port, size, little_endian(item) as u32) {
+                        Outcome::Continue => {}
+                        asked => flow = asked,
                     }
                 }
                 flow
             }
             VcpuExit::IoIn(port, data) => {
-                self.exits.count(kvm_bindings::KVM_EXIT_IO);
+                self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_IO);
                 self.completion_open = true;
                 let size = self.kicker.io_item_bytes();
                 for item in data.chunks_mut(usize::from(size.max(1))) {
@@ -187,48 +165,49 @@ impl KvmVcpu {
                     let len = item.len().min(value.len());
                     item[..len].copy_from_slice(&value[..len]);
                 }
-                BusFlow::Continue
+                Outcome::Continue
             }
             VcpuExit::MmioRead(gpa, data) => {
-                self.exits.count(kvm_bindings::KVM_EXIT_MMIO);
+                self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_MMIO);
                 self.completion_open = true;
-                let len = data.len();
-                data.copy_from_slice(&devices.mmio_read(gpa, len as u8).to_le_bytes()[..len]);
-                BusFlow::Continue
+                let len = data.len().min(8);
+                data[..len].copy_from_slice(&devices.mmio_read(gpa, len as u8).to_le_bytes()[..len]);
+                Outcome::Continue
             }
             VcpuExit::MmioWrite(gpa, data) => {
-                self.exits.count(kvm_bindings::KVM_EXIT_MMIO);
+                self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_MMIO);
                 self.completion_open = true;
-                devices.mmio_write(gpa, data.len() as u8, little_endian(data))
+                devices.mmio_write(gpa, data.len() as u8, little_endian(data));
+                Outcome::Continue
             }
             exit => match Refusal::of(exit) {
                 Refusal::Spurious(reason) => {
-                    self.exits.count(reason);
+                    self.counters.add_kvm_exit(reason);
                     return Step::Again;
                 }
                 Refusal::Shutdown => {
-                    self.exits.count(kvm_bindings::KVM_EXIT_SHUTDOWN);
+                    self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_SHUTDOWN);
                     self.shutdown = true;
                     return Step::Out(RunOutcome::TripleFault);
                 }
                 Refusal::InternalError => {
-                    self.exits.count(KVM_EXIT_INTERNAL_ERROR);
+                    self.counters.add_kvm_exit(KVM_EXIT_INTERNAL_ERROR);
                     return Step::Out(RunOutcome::Failed(self.internal_error()));
                 }
                 Refusal::UnknownHardwareExit => {
-                    self.exits.count(kvm_bindings::KVM_EXIT_UNKNOWN);
+                    self.counters.add_kvm_exit(kvm_bindings::KVM_EXIT_UNKNOWN);
                     // SAFETY: exit reason KVM_EXIT_UNKNOWN says that `hw` is the live member; it is a plain number.
                     let reason = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.hw.hardware_exit_reason };
                     return Step::Out(RunOutcome::Failed(KvmFailure::UnknownHardwareExit { reason }));
                 }
                 Refusal::Failure(reason, failure) => {
-                    self.exits.count(reason);
+                    self.counters.add_kvm_exit(reason);
                     return Step::Out(RunOutcome::Failed(failure));
                 }
             },
         };
-        if flow == BusFlow::Stop {
-            return Step::Out(RunOutcome::Stopped);
+        if flow != Outcome::Continue {
+            return Step::Out(RunOutcome::Asked(flow));
         }
         // An instruction ran, so the vCPU is running, whatever was last seen (a SIPI sent by the guest itself ends
         // no KVM_RUN).
@@ -301,7 +280,7 @@ impl KvmVcpu {
             match step {
                 // One access of an instruction can follow another (MMIO fragments, REP OUTS).
                 Step::Again | Step::Out(RunOutcome::MpStateChanged | RunOutcome::Kicked) => {}
-                Step::Out(RunOutcome::Stopped) => self.stop_owed = true,
+                Step::Out(RunOutcome::Asked(asked)) => self.asked = Some(asked),
                 Step::Out(RunOutcome::TripleFault) => return Ok(()),
                 Step::Out(RunOutcome::Failed(failure)) => return Err(failure),
             }
@@ -332,41 +311,47 @@ impl KvmVcpu {
             cr3: sregs.cr3,
             cr4: sregs.cr4,
             efer: sregs.efer,
+            tsc: self.read_tsc()?,
         })
     }
 
-    /// All general and system registers, after [`KvmVcpu::settle`].
-    pub fn registers(&mut self, devices: &dyn Devices) -> Result<(kvm_regs, kvm_sregs), KvmFailure> {
+    fn read_tsc(&self) -> Result<u64, KvmFailure> {
+        let entry = kvm_msr_entry { index: IA32_TSC, ..Default::default() };
+        let Ok(mut msrs) = Msrs::from_entries(&[entry]) else { return Ok(0) };
+        match self.fd.get_msrs(&mut msrs) {
+            Ok(_) => Ok(msrs.as_slice().first().map_or(0, |m| m.data)),
+            Err(e) => Err(KvmFailure::Ioctl { what: "KVM_GET_MSRS", errno: e.errno() }),
+        }
+    }
+
+    /// All registers, at an instruction boundary.
+    pub fn registers(&mut self, devices: &dyn Devices) -> Result<Registers, KvmFailure> {
         self.settle(devices)?;
         let failure = |what| move |e: kvm_ioctls::Error| KvmFailure::Ioctl { what, errno: e.errno() };
         let regs = self.fd.get_regs().map_err(failure("KVM_GET_REGS"))?;
-        Ok((regs, self.fd.get_sregs().map_err(failure("KVM_GET_SREGS"))?))
+        let sregs = self.fd.get_sregs().map_err(failure("KVM_GET_SREGS"))?;
+        let debug = self.fd.get_debug_regs().map_err(failure("KVM_GET_DEBUGREGS"))?;
+        Ok(boot::registers(&regs, &sregs, &debug))
     }
 
-    /// Changes registers before the vCPU runs (boot protocols).
-    pub fn set_registers(&mut self, change: impl FnOnce(&mut kvm_regs, &mut kvm_sregs)) -> Result<(), KvmError> {
-        let mut regs = self.fd.get_regs().map_err(ioctl("KVM_GET_REGS"))?;
-        let mut sregs = self.fd.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?;
-        change(&mut regs, &mut sregs);
-        self.fd.set_sregs(&sregs).map_err(ioctl("KVM_SET_SREGS"))?;
-        self.fd.set_regs(&regs).map_err(ioctl("KVM_SET_REGS"))
-    }
-
-    /// Back to the state after creation. The other vCPUs of the VM must be paused.
-    pub fn reset(&mut self) -> Result<(), KvmError> {
-        // What an open access would still write belongs to the time before the reset.
+    /// Gets ready for [`KvmVm::reset`]: completes an open access, whose effects the reset wipes out.
+    pub fn stand(&mut self) {
         if self.completion_open {
             self.kicker.arm();
+            // What it returns belongs to the time before the reset.
             let _ = self.fd.run();
             self.kicker.disarm();
             self.completion_open = false;
         }
         self.shutdown = false;
-        self.stop_owed = false;
-        self.reset.restore(&self.fd)?;
-        self.last_mp_state = if self.index == 0 { MpState::Runnable } else { MpState::Uninitialized };
-        Ok(())
+        self.asked = None;
+        self.last_mp_state = initial_mp_state(self.index);
     }
+}
+
+/// After creation and reset.
+pub(super) fn initial_mp_state(index: u32) -> MpState {
+    if index == 0 { MpState::Runnable } else { MpState::Uninitialized }
 }
 
 fn failed(what: &'static str, errno: i32) -> RunOutcome {
@@ -435,7 +420,7 @@ pub(super) fn mp_state(raw: u32) -> MpState {
 }
 
 /// semantics.md section 4, read backwards.
-fn activity(mp_state: MpState, shutdown: bool) -> ActivityState {
+pub(super) fn activity(mp_state: MpState, shutdown: bool) -> ActivityState {
     match mp_state {
         _ if shutdown => ActivityState::Shutdown,
         MpState::Runnable => ActivityState::Active,

@@ -1,19 +1,23 @@
 //! A VM of KVM: memory slots, the in-kernel interrupt controllers, vCPUs, and events sent to them.
 
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd};
 use std::sync::Arc;
 
 use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_irqchip, kvm_msi, kvm_pit_config, kvm_pit_state2,
     kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use nested_vmx::cpu::BootState;
 use nested_vmx::mem::Ram;
 
+use super::boot;
 use super::cpuid;
 use super::failure::{KvmError, ioctl};
 use super::kick::{self, Kicker};
 use super::reset::ResetState;
-use super::vcpu::{ExitCounts, KvmVcpu};
+use super::vcpu::KvmVcpu;
+use crate::counters::VcpuCounters;
 
 /// Pages that kvm_intel without unrestricted guest needs for itself, in the hole below 4 GiB.
 const IDENTITY_MAP_GPA: u64 = 0xfeff_c000;
@@ -57,6 +61,8 @@ struct ChipState {
 
 /// What all threads share: ioctls on the VM never wait for a vCPU.
 pub struct KvmVm {
+    /// A descriptor of each vCPU that only a reset uses, and what it puts back.
+    resets: Vec<(VcpuFd, ResetState)>,
     vm: VmFd,
     cpus: u32,
     chips: ChipState,
@@ -69,12 +75,17 @@ pub struct Created {
     pub vm: Arc<KvmVm>,
     pub vcpus: Vec<KvmVcpu>,
     pub kickers: Vec<Arc<Kicker>>,
-    pub exits: Vec<Arc<ExitCounts>>,
 }
 
 impl KvmVm {
-    /// A VM without nesting. The BSP (vCPU 0) is at its reset vector, the APs are UNINITIALIZED.
-    pub fn create(cpus: u32, ram: Arc<Ram>) -> Result<Created, KvmError> {
+    /// A VM without nesting, with a vCPU for each of `counters`. The BSP (vCPU 0) is as `bsp` says, or at its reset
+    /// vector; the APs are UNINITIALIZED.
+    pub fn create(
+        ram: Arc<Ram>,
+        bsp: Option<&BootState>,
+        counters: Vec<Arc<VcpuCounters>>,
+    ) -> Result<Created, KvmError> {
+        let cpus = u32::try_from(counters.len()).unwrap_or(u32::MAX);
         let kvm = super::open().map_err(KvmError::Open)?;
         check_capabilities(&kvm)?;
         let limit = (kvm.get_max_vcpus() as u32).min(MAX_CPUS);
@@ -124,15 +135,19 @@ impl KvmVm {
             fd.set_lapic(&lapic).map_err(ioctl("KVM_SET_LAPIC"))?;
         }
         let chips = ChipState { chips: read_chips(&vm)?, pit: vm.get_pit2().map_err(ioctl("KVM_GET_PIT2"))? };
-        let resets = fds.iter().map(|fd| ResetState::capture(&kvm, fd)).collect::<Result<Vec<_>, _>>()?;
-        let vm = Arc::new(Self { vm, cpus, chips, ram });
-        let exits: Vec<_> = fds.iter().map(|_| Arc::new(ExitCounts::default())).collect();
-        let vcpus = fds.into_iter().zip(resets).zip(0..).map(|((fd, reset), index)| {
-            let i = index as usize;
-            KvmVcpu::new(index, fd, Arc::clone(&kickers[i]), Arc::clone(&exits[i]), reset, Arc::clone(&vm))
+        if let (Some(state), Some(fd)) = (bsp, fds.first()) {
+            boot::load(fd, state)?;
+        }
+        let resets = fds
+            .iter()
+            .map(|fd| Ok((second_descriptor(&vm, fd)?, ResetState::capture(&kvm, fd)?)))
+            .collect::<Result<Vec<_>, KvmError>>()?;
+        let vm = Arc::new(Self { resets, vm, cpus, chips, ram });
+        let vcpus = (0..).zip(fds).zip(kickers.iter().zip(counters)).map(|((index, fd), (kicker, counters))| {
+            KvmVcpu::new(index, fd, Arc::clone(kicker), counters, Arc::clone(&vm))
         });
         let vcpus = vcpus.collect();
-        Ok(Created { vm, vcpus, kickers, exits })
+        Ok(Created { vm, vcpus, kickers })
     }
 
     pub fn cpus(&self) -> u32 {
@@ -160,13 +175,25 @@ impl KvmVm {
         self.vm.set_irq_line(gsi, active).map_err(ioctl("KVM_IRQ_LINE"))
     }
 
-    /// Puts the PICs, the I/O APIC and the PIT back to their state after creation. All vCPUs must be paused.
-    pub fn reset_chips(&self) -> Result<(), KvmError> {
+    /// Puts all vCPUs and interrupt controllers back to their state after creation. No vCPU may be in `KVM_RUN` or
+    /// have an access open ([`KvmVcpu::stand`]) before this is over.
+    pub fn reset(&self) -> Result<(), KvmError> {
+        for (fd, state) in &self.resets {
+            state.restore(fd)?;
+        }
         for chip in &self.chips.chips {
             self.vm.set_irqchip(chip).map_err(ioctl("KVM_SET_IRQCHIP"))?;
         }
         self.vm.set_pit2(&self.chips.pit).map_err(ioctl("KVM_SET_PIT2"))
     }
+}
+
+fn second_descriptor(vm: &VmFd, vcpu: &VcpuFd) -> Result<VcpuFd, KvmError> {
+    // SAFETY: `vcpu` keeps the descriptor open for the length of this call.
+    let fd = unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) };
+    let second = fd.try_clone_to_owned().map_err(ioctl("duplicating a vCPU's descriptor"))?;
+    // SAFETY: the descriptor is a vCPU's of this VM, and owned: it moves into the new `VcpuFd`.
+    unsafe { vm.create_vcpu_from_rawfd(second.into_raw_fd()) }.map_err(ioctl("mapping a vCPU's kvm_run area"))
 }
 
 fn check_capabilities(kvm: &Kvm) -> Result<(), KvmError> {

@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nestd_vcpu::kvm::{Created, Delivery, Devices, Kicker, KvmVcpu, KvmVm, Message, Observed, RunOutcome};
-use nested_vmx::bus::BusFlow;
+use nestd_vcpu::machine::Outcome;
+use nested_vmx::cpu::BootState;
 use nested_vmx::event::MpState;
 use nested_vmx::mem::Ram;
 
@@ -71,25 +72,23 @@ impl Devices for Board {
         }
     }
 
-    fn io_write(&self, port: u16, _: u8, value: u32) -> BusFlow {
+    fn io_write(&self, port: u16, _: u8, value: u32) -> Outcome {
         match port {
             0x3f8 => self.change(|s| s.serial.push(value as u8)),
             0xf4 => {
                 self.change(|s| s.exit = Some(value));
-                return BusFlow::Stop;
+                return Outcome::Exit(value);
             }
             _ => {}
         }
-        BusFlow::Continue
+        Outcome::Continue
     }
 
     fn mmio_read(&self, _: u64, _: u8) -> u64 {
         u64::MAX
     }
 
-    fn mmio_write(&self, _: u64, _: u8, _: u64) -> BusFlow {
-        BusFlow::Continue
-    }
+    fn mmio_write(&self, _: u64, _: u8, _: u64) {}
 }
 
 enum Command {
@@ -117,7 +116,9 @@ impl Rig {
     pub fn new(cpus: u32, place: impl FnOnce(&Ram)) -> Self {
         let ram = Arc::new(Ram::new(64 << 20).expect("RAM"));
         place(&ram);
-        let Created { vm, vcpus, kickers, .. } = KvmVm::create(cpus, Arc::clone(&ram)).expect("a VM");
+        let bsp = BootState::real_mode(0, BSP_GPA as u16);
+        let counters = (0..cpus).map(|_| Arc::default()).collect();
+        let Created { vm, vcpus, kickers } = KvmVm::create(Arc::clone(&ram), Some(&bsp), counters).expect("a VM");
         let board = Arc::new(Board::default());
         let mut rig = Self { vm, ram, board, kickers, commands: vec![], threads: vec![], cpu_ns: vec![] };
         for vcpu in vcpus {
@@ -175,7 +176,7 @@ impl Rig {
             self.tell(i, Command::Reset(tx));
             rx.recv_timeout(HANG).expect("an answer");
         }
-        self.vm.reset_chips().expect("reset");
+        self.vm.reset().expect("reset");
         self.board.change(|s| *s = Seen::default());
     }
 
@@ -213,7 +214,7 @@ impl Rig {
 }
 
 fn bad_end(seen: &Seen) -> bool {
-    seen.ends.iter().any(|(_, outcome)| *outcome != RunOutcome::Stopped)
+    seen.ends.iter().any(|(_, outcome)| !matches!(outcome, RunOutcome::Asked(_)))
 }
 
 impl Drop for Rig {
@@ -234,20 +235,9 @@ impl Drop for Rig {
 fn run_vcpu(mut vcpu: KvmVcpu, commands: Receiver<Command>, board: &Board, cpu_ns: &AtomicU64) {
     let _adopted = vcpu.adopt_thread();
     let index = vcpu.index();
-    let at_reset = move |vcpu: &mut KvmVcpu| {
-        if index == 0 {
-            vcpu.set_registers(|regs, sregs| {
-                regs.rip = BSP_GPA;
-                regs.rsp = 0x7000;
-                sregs.cs.base = 0;
-                sregs.cs.selector = 0;
-            })
-            .expect("registers");
-        }
-    };
-    at_reset(&mut vcpu);
     let mut running = false;
     loop {
+        vcpu.clear_kick();
         // A vCPU that does not run waits for its next command.
         let waited = if running { None } else { commands.recv().ok() };
         for command in waited.into_iter().chain(commands.try_iter()) {
@@ -258,11 +248,10 @@ fn run_vcpu(mut vcpu: KvmVcpu, commands: Receiver<Command>, board: &Board, cpu_n
                     let _ = reply.send(vcpu.observe(board).expect("readable"));
                 }
                 Command::Rip(reply) => {
-                    let _ = reply.send(vcpu.registers(board).expect("readable").0.rip);
+                    let _ = reply.send(vcpu.registers(board).expect("readable").rip);
                 }
                 Command::Reset(reply) => {
-                    vcpu.reset().expect("reset");
-                    at_reset(&mut vcpu);
+                    vcpu.stand();
                     running = false;
                     let _ = reply.send(());
                 }
