@@ -1,3 +1,5 @@
+use proptest::prelude::*;
+
 use super::*;
 use crate::arch::apic::{base, offset};
 use crate::bus::{Delivery, Destination};
@@ -392,4 +394,81 @@ fn virtual_wire_lets_external_interrupts_through() {
     apic.set_virtual_wire();
     assert!(apic.accepts_extint() && apic.identity().software_enabled);
     assert_eq!(read(&mut apic, offset::LVT_LINT1), 0x400);
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Mmio(u16, u32),
+    Msr(u32, u64),
+    Base(u64),
+    Deadline(u64),
+    Accept(u8, bool),
+    Post([u64; 4], [u64; 4]),
+    Acknowledge,
+    Init,
+    Advance,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let small = prop_oneof![any::<u32>(), 0..0x200u32, Just(0x4_0040), Just(0x2_0040), Just(0x40)];
+    prop_oneof![
+        4 => ((0u16..0x40).prop_map(|r| r << 4), small.clone()).prop_map(|(r, v)| Operation::Mmio(r, v)),
+        4 => (0x800u32..0x840, small).prop_map(|(m, v)| Operation::Msr(m, v.into())),
+        1 => prop_oneof![Just(0u64), Just(0x800), Just(0xc00), Just(0x900)].prop_map(|b| Operation::Base(0xfee0_0000 | b)),
+        1 => any::<u64>().prop_map(Operation::Deadline),
+        2 => (any::<u8>(), any::<bool>()).prop_map(|(v, l)| Operation::Accept(v, l)),
+        1 => any::<([u64; 4], [u64; 4])>().prop_map(|(i, l)| Operation::Post(i, l)),
+        3 => Just(Operation::Acknowledge),
+        1 => Just(Operation::Init),
+        2 => Just(Operation::Advance),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn any_sequence_leaves_a_state_that_can_be_restored(
+        operations in prop::collection::vec((operation(), 0u64..100_000), 1..60),
+        guest_offset: u64,
+    ) {
+        let mut apic = xapic();
+        let mut now = Now { tsc: 0, guest_offset };
+        for (operation, ticks) in operations {
+            now.tsc += ticks;
+            match operation {
+                Operation::Mmio(at, value) => {
+                    let _ = apic.mmio_write(at, 4, value.into(), now);
+                    apic.mmio_read(at, 4, now);
+                }
+                Operation::Msr(msr, value) => {
+                    let before = apic.clone();
+                    let faulted = apic.write_msr(msr, value, now).is_err();
+                    prop_assert!(!faulted || apic == before);
+                    let _ = apic.read_msr(msr, now);
+                }
+                Operation::Base(value) => {
+                    let _ = apic.write_base(value, PHYSICAL_BITS);
+                }
+                Operation::Deadline(deadline) => {
+                    let _ = apic.write_tsc_deadline(deadline, now);
+                }
+                Operation::Accept(vector, level) => apic.accept(vector, level),
+                Operation::Post(irr, level) => apic.post(irr, level),
+                Operation::Acknowledge => {
+                    let (pending, ppr) = (apic.pending(), apic.ppr());
+                    prop_assert_eq!(apic.acknowledge(), pending);
+                    if let Some(vector) = pending {
+                        prop_assert!(vector >> 4 > ppr >> 4);
+                        prop_assert_eq!(apic.in_service(), Some(vector));
+                    }
+                }
+                Operation::Init => apic.init(),
+                Operation::Advance => {
+                    apic.advance(now);
+                    prop_assert!(apic.next_deadline(now).is_none_or(|d| d > now.tsc));
+                }
+            }
+            let restored = LocalApic::restore(apic.state());
+            prop_assert_eq!(restored.as_ref(), Ok(&apic));
+        }
+    }
 }

@@ -2,8 +2,12 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Cpu;
 use super::seg::{Segment, TableRegister, reg};
+use crate::arch::cr::{Cr0, Cr4};
+use crate::arch::efer::Efer;
 use crate::arch::segment::{AccessRights, system};
+use crate::event::ActivityState;
 
 /// CR0.PE and ET.
 const CR0_PROTECTED: u64 = 0x11;
@@ -76,6 +80,28 @@ impl BootState {
     }
 }
 
+impl Cpu {
+    /// Starts a processor that RESET left as a boot protocol wants it.
+    pub fn set_boot_state(&mut self, s: &BootState) {
+        self.regs.set_general(&s.gprs);
+        self.regs.set_rip(s.rip);
+        self.flags.set_bits(s.rflags);
+        self.seg = s.segments;
+        self.gdtr = s.gdtr;
+        self.idtr = s.idtr;
+        (self.cr0, self.cr4, self.efer) = (Cr0::from_bits(s.cr0), Cr4::from_bits(s.cr4), Efer::from_bits(s.efer));
+        self.cr3 = s.cr3;
+        self.cpl = 0;
+        self.activity = ActivityState::Active;
+        if s.virtual_wire {
+            self.apic.set_virtual_wire();
+            self.bus.apic_changed(self.apic.identity());
+        }
+        self.tlb.flush();
+        self.mode_changed();
+    }
+}
+
 fn system_segment(kind: u8, limit: u32) -> Segment {
     Segment { selector: 0, base: 0, limit, ar: AccessRights::new().with_kind(kind).with_p(true) }
 }
@@ -83,6 +109,21 @@ fn system_segment(kind: u8, limit: u32) -> Segment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_runs_from_its_boot_state() {
+        let mut rig = crate::testing::Rig::reset();
+        let mut boot = BootState::flat_protected_mode(0x1000, TableRegister { base: 0x500, limit: 23 });
+        boot.gprs[3] = 0x1234_5678;
+        rig.cpu.set_boot_state(&boot);
+        assert!(rig.cpu.apic_identity().software_enabled);
+        // mov eax, ebx
+        rig.ram.write(0x1000, &[0x89, 0xd8]).unwrap();
+        rig.cpu.run(1);
+        let r = rig.cpu.registers();
+        assert_eq!((r.general[0], r.rip, r.cr0), (0x1234_5678, 0x1002, 0x11));
+        assert_eq!((r.segments, r.gdtr), (boot.segments, boot.gdtr));
+    }
 
     #[test]
     fn protected_mode_segments_are_flat_and_accessed() {

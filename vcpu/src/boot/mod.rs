@@ -12,6 +12,7 @@ mod pvh;
 mod tests;
 
 use nested_vmx::cpu::BootState;
+use nested_vmx::mem::Ram;
 
 pub use load::{clear, load};
 
@@ -30,6 +31,15 @@ pub trait GuestMemory {
 pub struct OutsideRam {
     pub gpa: u64,
     pub len: u64,
+}
+
+impl GuestMemory for &Ram {
+    fn size(&self) -> u64 {
+        Ram::size(self)
+    }
+    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), OutsideRam> {
+        Ram::write(self, gpa, bytes).map_err(|_| OutsideRam { gpa, len: bytes.len() as u64 })
+    }
 }
 
 /// A kernel with what its loader passes on.

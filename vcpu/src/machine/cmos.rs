@@ -91,7 +91,7 @@ impl Cmos {
     }
 
     fn encode(&self, value: u8) -> u8 {
-        if self.status_b() & BINARY != 0 { value } else { (value / 10 % 10) << 4 | value % 10 }
+        if self.status_b() & BINARY != 0 { value } else { (value / 10 % 10) << 4 | (value % 10) }
     }
 
     fn hour(&self, hour: u8) -> u8 {

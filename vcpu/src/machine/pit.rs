@@ -297,7 +297,7 @@ impl PitState {
             0x40..=0x42 => self.channels[usize::from(port - 0x40)].read(now_ns),
             0x61 => {
                 let c2 = &self.channels[2];
-                let refresh = now_ns / REFRESH_NS & 1 != 0;
+                let refresh = !(now_ns / REFRESH_NS).is_multiple_of(2);
                 u8::from(c2.gate)
                     | u8::from(self.speaker) << 1
                     | u8::from(refresh) << 4
