@@ -56,6 +56,7 @@ labels! {
     Level "LEVEL_",
     MpState "MP_STATE_",
     Nested "NESTED_",
+    VmChange "VM_CHANGE_",
     VmState "VM_STATE_",
     VmcsRole "VMCS_ROLE_",
     VmcsWidth "VMCS_WIDTH_",

@@ -1,0 +1,9 @@
+//! One file for each command.
+
+pub mod events;
+pub mod generate;
+pub mod host;
+pub mod run;
+pub mod vcpu;
+pub mod vm;
+pub mod vmcs12;
