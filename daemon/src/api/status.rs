@@ -1,6 +1,5 @@
 //! Errors as gRPC statuses, with google.rpc details that programs can read.
 
-use nestd_vcpu::host::PreflightError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -35,8 +34,7 @@ impl From<Error> for Status {
                 vec![("vm", vm.clone()), ("state", (*state).into()), ("legal", (*legal).into())]
             }
             Error::Preflight(e) => {
-                let (PreflightError::NoKvm { reason } | PreflightError::NoKernelNesting { reason }) = e;
-                vec![("missing", reason.clone()), ("alternative", e.alternative().to_string())]
+                vec![("missing", e.to_string()), ("alternative", e.alternative().to_string())]
             }
             Error::Timeout { vm, .. } | Error::Host { vm, .. } => vec![("vm", vm.clone())],
             Error::Unsupported(_) | Error::Closing => Vec::new(),
