@@ -4,24 +4,12 @@ use nested_vmx::cpu::BootState;
 use nested_vmx::mem::Ram;
 use rustix::fs::{FallocateFlags, fallocate};
 
-use super::{BootError, GuestMemory, Kernel, OutsideRam, load_flat, load_kernel};
+use super::{BootError, Kernel, load_flat, load_kernel};
 use crate::spec::Boot;
-
-struct Loader<'a>(&'a Ram);
-
-impl GuestMemory for Loader<'_> {
-    fn size(&self) -> u64 {
-        self.0.size()
-    }
-
-    fn write(&mut self, gpa: u64, bytes: &[u8]) -> Result<(), OutsideRam> {
-        self.0.write(gpa, bytes).map_err(|_| OutsideRam { gpa, len: bytes.len() as u64 })
-    }
-}
 
 /// Loads what the spec boots; the state that the bootstrap processor starts in, or `None` if it starts from RESET.
 pub fn load(boot: &Boot, ram: &Ram) -> Result<Option<BootState>, BootError> {
-    let memory = &mut Loader(ram);
+    let memory = &mut &*ram;
     match boot {
         Boot::None => Ok(None),
         Boot::Kernel { image, append, modules } => load_kernel(&Kernel { image, append, modules }, memory).map(Some),
