@@ -255,11 +255,11 @@ impl Processor {
     fn triple_fault(&mut self) -> RunOutcome {
         let at_fault = self.state();
         self.events.record(self.board.now_ns(), 0, VmxMode::Off, Detail::TripleFault);
-        const CR0_PG: u64 = 1 << 31;
+        const CR0_PE: u64 = 1 << 0;
         const EFER_LMA: u64 = 1 << 10;
-        let legacy_paging = at_fault.cr0 & CR0_PG != 0 && at_fault.efer & EFER_LMA == 0;
-        let hint = if legacy_paging && crate::host::kvm_kind() == KvmKind::Pvm {
-            "; kvm_pvm cannot run 32-bit and PAE paging, and shuts a guest down that tries (nested = emulated can)"
+        let protected_mode = at_fault.cr0 & CR0_PE != 0 && at_fault.efer & EFER_LMA == 0;
+        let hint = if protected_mode && crate::host::kvm_kind() == KvmKind::Pvm {
+            "; kvm_pvm has no 32-bit and no PAE paging: a guest that turns it on faults (nested = emulated has both)"
         } else {
             ""
         };

@@ -2,6 +2,7 @@
 
 mod guest;
 mod lifecycle;
+mod machine;
 mod modes;
 mod rig;
 mod signals;
@@ -39,7 +40,7 @@ fn main() {
     if let KvmKind::Absent { reason } = &host {
         eprintln!("skipped: no /dev/kvm ({reason})");
     }
-    let trials = [modes::CASES, signals::CASES, lifecycle::CASES]
+    let trials = [modes::CASES, signals::CASES, lifecycle::CASES, machine::CASES]
         .into_iter()
         .flatten()
         .map(|case| {
