@@ -167,6 +167,12 @@ impl Vm {
             let thread = spawn(&vm.spec.name, i, vcpu, vm.shared.clone()).map_err(VmError::Thread)?;
             lock(&vm.threads).push(thread);
         }
+        // What is published is true from the first read on: an AP does not start out running.
+        for i in 0..vm.shared.vcpus.len() {
+            let what = "the first publication";
+            let ready = vm.shared.fresh(i, BOUNDARY_TIMEOUT);
+            ready.ok_or(VmError::Timeout { what, after: BOUNDARY_TIMEOUT })?;
+        }
         Ok(vm)
     }
 

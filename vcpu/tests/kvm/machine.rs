@@ -31,7 +31,7 @@ crate::cases![
     kernel_nesting_is_refused_with_what_is_missing on Pvm,
 ];
 
-/// Loaded at 0x6000 and started at BSP_GPA, so that tests can place AP code and data too.
+/// Where images are loaded, below everything that tests place: page tables, GDT, flag, code.
 const LOAD_GPA: u64 = 0x1000;
 
 type Code<'a> = &'a dyn Fn(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>;
