@@ -11,6 +11,7 @@ use std::time::Instant;
 use nested_vmx::event::{ActivityState, Fate, MpState, Rule, VmxMode};
 use serde::{Deserialize, Serialize};
 
+use crate::boot::BootError;
 use crate::console::Console;
 use crate::counters::VcpuCounters;
 use crate::event::{EventWriter, Events};
@@ -43,8 +44,8 @@ pub struct Built {
 pub enum EngineError {
     #[error("{what}: {source}")]
     Host { what: &'static str, source: std::io::Error },
-    #[error("boot: {0}")]
-    Boot(String),
+    #[error(transparent)]
+    Boot(#[from] BootError),
     #[error("{0}")]
     Unsupported(String),
 }
@@ -66,8 +67,8 @@ pub trait Engine: Send + Sync {
     fn freeze(&self);
     fn unfreeze(&self);
 
-    /// Puts memory and devices back to what they were at creation. All vCPU threads are paused; each then
-    /// calls [`Vcpu::reset`].
+    /// Puts memory and devices back to what they were at creation. No vCPU runs, and each has gone through
+    /// [`Vcpu::reset`].
     fn reset(&self) -> Result<(), EngineError>;
 
     /// The VM's time now, in nanoseconds since it was started: stamps what is recorded from outside.
@@ -99,9 +100,13 @@ pub enum RunOutcome {
     /// Returned at an instruction boundary to have a fresh state published; to be called again.
     Publish,
     /// Nothing to do before a wake, or `until`.
-    Park { halted: bool, until: Option<Instant> },
-    /// The guest ended the VM.
+    Park {
+        halted: bool,
+        until: Option<Instant>,
+    },
+    /// The guest ended the VM through the debug-exit port.
     GuestExit(GuestExit),
+    PowerOff,
     /// The guest asked for a reset of the machine.
     GuestReset,
     /// The VM cannot go on.

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::console::{Console, ConsoleRead};
 use crate::counters::{VcpuCounters, VmCounters};
+use crate::emulated;
 use crate::engine::{
     Built, Disposition, EngineContext, EngineError, Injection, NestedReport, Registers, VcpuPort, VcpuState,
 };
@@ -127,10 +128,7 @@ impl Vm {
         let engine = choice.engine;
         Self::with_engine(spec, choice, host.cpus, |spec, context| match engine {
             EngineKind::Kvm => crate::kvm::build(spec, context),
-            EngineKind::Emulated => {
-                let _ = (spec, context);
-                Err(EngineError::Unsupported("the emulated engine is not part of this build".into()))
-            }
+            EngineKind::Emulated => emulated::build(spec, context),
         })
     }
 

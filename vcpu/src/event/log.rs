@@ -1,11 +1,11 @@
 //! The VM's log: merges the vCPUs' rings into one order and keeps it for readers, up to a bound per class.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use nested_vmx::event::{Detail, EventKind};
+use nested_vmx::event::{ActivityState, Detail, EventKind};
 use nested_vmx::mailbox::CAUSE_BITS;
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +27,8 @@ pub struct Events {
     /// One per vCPU, and one for what comes from outside.
     rings: Vec<Arc<Mutex<Ring>>>,
     counters: Vec<Arc<VcpuCounters>>,
+    /// Where each vCPU was at its last event: [`At`], packed.
+    last_at: Vec<AtomicU16>,
     log: Mutex<Log>,
     subscribers: [AtomicU32; KINDS],
     /// Injections whose first fate somebody waits for.
@@ -70,6 +72,7 @@ impl Events {
             last_seq: AtomicU64::new(0),
             last_cause: AtomicU64::new(0),
             rings: (0..=counters.len()).map(|_| Arc::default()).collect(),
+            last_at: counters.iter().map(|_| AtomicU16::new(At::from(ActivityState::Active).pack())).collect(),
             counters,
             log: Mutex::new(Log {
                 next_seq: 1,
@@ -124,6 +127,19 @@ impl Events {
         push(&self.rings[self.rings.len() - 1], self, Class::Signal, record);
         if let What::Processor(detail) = &what {
             self.settle(cause, detail);
+        }
+    }
+
+    /// Where `vcpu` was at its last event.
+    pub fn last_at(&self, vcpu: u32) -> At {
+        self.last_at
+            .get(vcpu as usize)
+            .map_or(ActivityState::Active.into(), |at| At::unpack(at.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn set_last_at(&self, vcpu: u32, at: At) {
+        if let Some(last) = self.last_at.get(vcpu as usize) {
+            last.store(at.pack(), Ordering::Relaxed);
         }
     }
 

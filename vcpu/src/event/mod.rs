@@ -57,6 +57,23 @@ pub struct At {
     pub activity: ActivityState,
 }
 
+impl At {
+    fn pack(self) -> u16 {
+        u16::from(self.mp_state as u8) << 8 | u16::from(self.activity as u8)
+    }
+
+    fn unpack(word: u16) -> Self {
+        let mp_state = match word >> 8 {
+            1 => MpState::Uninitialized,
+            2 => MpState::InitReceived,
+            3 => MpState::Halted,
+            4 => MpState::SipiReceived,
+            _ => MpState::Runnable,
+        };
+        Self { mp_state, activity: ActivityState::from_u64((word & 0xff).into()).unwrap_or_default() }
+    }
+}
+
 impl From<ActivityState> for At {
     fn from(activity: ActivityState) -> Self {
         Self { mp_state: activity.mp_state(), activity }

@@ -36,6 +36,7 @@ impl EventWriter {
     pub fn set_at(&mut self, at: impl Into<At>) {
         self.at = at.into();
         self.after_kept_exit = true;
+        self.log.set_last_at(self.vcpu, self.at);
     }
 
     /// Counts the event, and records it unless it is frequent and nobody subscribed. Returns whether an
@@ -49,6 +50,7 @@ impl EventWriter {
             Detail::Sipi { fate: Fate::Started, .. } => self.at = ActivityState::Active.into(),
             _ => {}
         }
+        self.log.set_last_at(self.vcpu, self.at);
         let class = class_of(&detail, self.after_kept_exit);
         match detail {
             Detail::VmEntry { .. } => self.after_kept_exit = false,
@@ -79,6 +81,7 @@ impl EventWriter {
     /// KVM's mp_state was seen to differ from what it was. Nothing is recorded where it does not.
     pub fn record_mp_state(&mut self, time_ns: u64, cause: u64, to: At) {
         let from = std::mem::replace(&mut self.at, to).mp_state;
+        self.log.set_last_at(self.vcpu, to);
         if from == to.mp_state {
             return;
         }

@@ -31,7 +31,7 @@ const SERIAL_LAST: u16 = 0x3ff;
 pub(crate) fn build(spec: &VmSpec, context: EngineContext) -> Result<Built, EngineError> {
     let ram = Ram::new(spec.memory_bytes).map_err(host("allocating guest memory"))?;
     let ram = Arc::new(ram);
-    let bsp = boot::load(&spec.boot, &ram).map_err(|e| EngineError::Boot(e.to_string()))?;
+    let bsp = boot::load(&spec.boot, &ram)?;
     let counters = context.ports.iter().map(|port| port.counters.clone()).collect();
     let Created { vm, vcpus, kickers } = KvmVm::create(ram, bsp.as_ref(), counters).map_err(kvm_error)?;
     let epoch_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -220,7 +220,7 @@ impl Engine for KvmEngine {
         self.vm.reset().map_err(kvm_error)?;
         lock(&self.board.platform).reset();
         boot::clear(self.vm.ram()).map_err(host("clearing guest memory"))?;
-        boot::load(&self.boot, self.vm.ram()).map_err(|e| EngineError::Boot(e.to_string()))?;
+        boot::load(&self.boot, self.vm.ram())?;
         Ok(())
     }
 
@@ -294,7 +294,7 @@ impl Vcpu for Processor {
             KvmOutcome::Kicked => RunOutcome::Kicked,
             KvmOutcome::MpStateChanged | KvmOutcome::Asked(Outcome::Continue) => RunOutcome::Publish,
             KvmOutcome::Asked(Outcome::Exit(code)) => RunOutcome::GuestExit(GuestExit { code }),
-            KvmOutcome::Asked(Outcome::PowerOff) => RunOutcome::GuestExit(GuestExit { code: 0 }),
+            KvmOutcome::Asked(Outcome::PowerOff) => RunOutcome::PowerOff,
             KvmOutcome::Asked(Outcome::Reset) => RunOutcome::GuestReset,
             KvmOutcome::TripleFault => self.triple_fault(),
             KvmOutcome::Failed(failure) => self.failed(&failure),

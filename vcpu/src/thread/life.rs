@@ -395,6 +395,10 @@ impl Life {
                     self.publish_full();
                     self.shared.end(VmState::Stopped { exit: Some(exit) });
                 }
+                RunOutcome::PowerOff => {
+                    self.publish_full();
+                    self.shared.end(VmState::Stopped { exit: None });
+                }
                 RunOutcome::GuestReset => {
                     self.shared.goal.ask_reset();
                     self.shared.call_all();

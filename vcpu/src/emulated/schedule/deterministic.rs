@@ -91,6 +91,12 @@ impl State {
         self.holder = Some((i, quantum.min(room)));
     }
 
+    fn pass_if_free(&mut self) {
+        if !self.busy && self.holder.is_none_or(|(_, left)| left == 0) {
+            self.pass();
+        }
+    }
+
     /// The holder stands at a boundary.
     fn stand(&mut self, i: usize, now: u64, ran: u64) {
         let slot = &mut self.slots[i];
@@ -132,7 +138,12 @@ impl Deterministic {
             for action in actions {
                 action();
             }
-            lock(&self.state).busy = false;
+            {
+                let mut state = lock(&self.state);
+                state.busy = false;
+                // Those who asked for a turn meanwhile sleep.
+                state.pass_if_free();
+            }
             self.wake_holder(None);
         }
     }
@@ -157,9 +168,7 @@ impl Schedule for Deterministic {
                 // Its thread woke up for something else.
                 return Turn::Sleep { until: None };
             }
-            if state.holder.is_none_or(|(_, left)| left == 0) && !state.busy {
-                state.pass();
-            }
+            state.pass_if_free();
             match state.holder {
                 Some((holder, budget)) if holder == i && !state.busy => {
                     state.busy = true;
