@@ -10,7 +10,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 
 /// An instruction while its operation is made. A family's `select` reads `i`, may change `op` and `ends`, and returns
 /// the handler.
-pub(super) struct Decoded<'a> {
+pub(crate) struct Decoded<'a> {
     pub i: &'a Instruction,
     /// Operands filled in: `dst` and `src` are the general registers of operands 0 and 1 (where they are), `imm` the last
     /// immediate or branch target, and the memory operand's parts.
@@ -30,7 +30,7 @@ pub(super) struct Decoded<'a> {
 
 /// Kinds of operands 0 and 1, as the integer families see them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     None,
     R,
     M,
@@ -293,4 +293,4 @@ impl Decoded<'_> {
     }
 }
 
-pub(super) type Selected = Option<Handler>;
+pub(crate) type Selected = Option<Handler>;

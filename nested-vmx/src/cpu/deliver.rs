@@ -1,9 +1,27 @@
 //! Exceptions and interrupts on their way to their handlers.
 
 use super::Cpu;
-use super::run::Boundary;
+use crate::arch::exception as vector;
+use crate::arch::vmx::EventType;
 use crate::event::ActivityState;
-use crate::mailbox::attention;
+
+/// An event on its way through the IDT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Vectored {
+    pub kind: EventType,
+    pub vector: u8,
+    pub error: Option<u32>,
+    /// Of INT n, INT1, INT3 and INTO: how far behind RIP their handlers return.
+    pub length: u8,
+}
+
+impl Vectored {
+    pub const fn external(vector: u8) -> Self {
+        Self { kind: EventType::External, vector, error: None, length: 0 }
+    }
+
+    pub const NMI: Self = Self { kind: EventType::Nmi, vector: vector::NMI, error: None, length: 0 };
+}
 
 impl Cpu {
     /// Raises an exception at RIP (SDM 3, "Interrupt and Exception Handling").
@@ -11,19 +29,11 @@ impl Cpu {
         self.activity = ActivityState::Shutdown;
     }
 
-    /// Completes the VM exit that an instruction causes, described in `self.exit`.
-    pub(crate) fn vm_exit_of_instruction(&mut self, length: u8) {
-        self.exit.instruction_length = length.into();
-    }
-
-    /// What the boundary before the next instruction says (R19).
-    pub(crate) fn check_events(&mut self) -> Boundary {
-        self.mailbox.answer(attention::EVENTS | attention::INTERRUPTS);
-        if self.activity == ActivityState::Active { Boundary::Run } else { Boundary::Idle }
-    }
-
-    /// When a timer of this processor is due.
-    pub(crate) fn next_deadline(&mut self) -> Option<u64> {
-        self.apic_deadline()
+    /// Delivers an event through the IDT, and the faults that its delivery raises, which a hypervisor may intercept.
+    /// Also what a VM entry with event injection does. `delivering` tells VM exits on the way what was being delivered.
+    pub(crate) fn deliver_event(&mut self, event: Vectored) {
+        self.delivering = Some(event);
+        self.activity = ActivityState::Shutdown;
+        self.delivering = None;
     }
 }

@@ -13,8 +13,9 @@ mod mmu;
 mod mode;
 pub mod model;
 mod msr;
-mod op;
+pub(crate) mod op;
 mod regs;
+mod reset;
 mod run;
 #[cfg(test)]
 mod run_tests;
@@ -24,11 +25,17 @@ mod state;
 mod stop;
 
 pub use boot_state::BootState;
+pub(crate) use decode::{Decoded, Selected, Shape};
+pub(crate) use deliver::Vectored;
 pub use mmu::tlb::Access;
+pub(crate) use mmu::tlb::ContextKey;
+pub(crate) use msr::valid_pat;
 pub use regs::{Regs, slot};
+pub(crate) use run::Boundary;
 pub use run::RunExit;
 pub use snapshot::{CpuState, InvalidState, Registers};
 pub use state::{Cpu, CpuConfig};
+pub(crate) use state::{shadow, special};
 pub use stop::{Flow, Stop, StopKind};
 
 /// The frequency of the guest's TSC, and of guest time: one tick is one nanosecond. With the virtual clock a

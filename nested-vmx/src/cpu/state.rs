@@ -1,12 +1,13 @@
 //! Everything a processor is.
 
 use super::block::BlockCache;
+use super::deliver::Vectored;
 use super::flags::Flags;
 use super::mmu::tlb::{Access, Tlb};
 use super::mode::Mode;
 use super::msr::Msrs;
 use super::regs::Regs;
-use super::seg::{Segment, TableRegister, reg};
+use super::seg::{Segment, TableRegister};
 use crate::apic::LocalApic;
 use crate::arch::apic::DEFAULT_BASE_GPA;
 use crate::arch::cr::{Cr0, Cr4};
@@ -15,7 +16,7 @@ use crate::bus::Bus;
 use crate::event::{ActivityState, Detail, Event, VmxMode};
 use crate::mailbox::Mailbox;
 use crate::mem::Ram;
-use crate::vmx::ExitInfo;
+use crate::vmx::{ExitInfo, Vmx};
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
@@ -86,6 +87,8 @@ pub struct Cpu {
     pub(crate) nmi_blocked: bool,
     /// Debug traps to take at the next boundary, as DR6 bits (SDM 3, "Pending debug exceptions").
     pub(crate) pending_debug: u64,
+    /// The event whose delivery is under way.
+    pub(crate) delivering: Option<Vectored>,
 
     pub(crate) msrs: Msrs,
     pub(crate) apic: LocalApic,
@@ -94,6 +97,7 @@ pub struct Cpu {
     pub(crate) vmx_mode: VmxMode,
     /// The EPT pointer in force: in non-root operation, with EPT enabled.
     pub(crate) eptp: Option<u64>,
+    pub(crate) vmx: Box<Vmx>,
     /// The VM exit being made, when a handler returns [`super::Stop::VM_EXIT`].
     pub(crate) exit: ExitInfo,
 
@@ -140,11 +144,13 @@ impl Cpu {
             new_shadow: 0,
             nmi_blocked: false,
             pending_debug: 0,
+            delivering: None,
             msrs: Msrs::default(),
             apic: LocalApic::new(config.apic_id, config.bsp),
             apic_page_gpa: DEFAULT_BASE_GPA,
             vmx_mode: VmxMode::Off,
             eptp: None,
+            vmx: Box::default(),
             exit: ExitInfo::default(),
             config,
             bus,
@@ -152,9 +158,8 @@ impl Cpu {
             write_epoch: 0,
             bus_stop: false,
         };
-        for (i, s) in cpu.seg.iter_mut().enumerate().take(6) {
-            *s = Segment::real(0, i == usize::from(reg::CS));
-        }
+        cpu.reset_registers();
+        cpu.cr0 = Cr0::new().with_et(true).with_cd(true).with_nw(true);
         cpu.mode_changed();
         cpu
     }

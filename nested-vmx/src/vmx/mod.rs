@@ -1,11 +1,18 @@
 //! The nested-VMX emulation.
 
+mod activity;
 pub mod caps;
 pub mod entry;
 pub mod exit;
+mod instr;
 mod intercept;
+mod msr_lists;
 mod state;
+mod timer;
+mod translations;
 pub mod vmcs12;
 
 pub use exit::ExitInfo;
-pub use state::{Controls, NO_POINTER, Vectoring, Vmx};
+pub(crate) use instr::select;
+pub(crate) use intercept::{DescriptorTable, IoAccess, SystemSegment, TaskSwitchSource};
+pub use state::{Controls, NO_POINTER, Vmx};

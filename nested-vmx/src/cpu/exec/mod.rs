@@ -15,5 +15,9 @@ mod stack;
 use super::decode::{Decoded, Selected};
 
 pub(super) fn select(d: &mut Decoded) -> Selected {
-    alu::select(d).or_else(|| mov::select(d)).or_else(|| branch::select(d)).or_else(|| stack::select(d))
+    alu::select(d)
+        .or_else(|| mov::select(d))
+        .or_else(|| branch::select(d))
+        .or_else(|| stack::select(d))
+        .or_else(|| crate::vmx::select(d))
 }

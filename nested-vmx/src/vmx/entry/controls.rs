@@ -3,6 +3,7 @@
 use super::{Check, Context, controls_check as check};
 use crate::arch::exception;
 use crate::arch::vmx::{Eptp, EventType};
+use crate::vmx::caps::Caps;
 use crate::vmx::vmcs12::Field as F;
 
 const EXECUTION: &str = "27.2.1.1";
@@ -83,27 +84,16 @@ pub(super) const CHECKS: &[Check] = &[
     }),
     check(123, "vpid-zero", &[F::Vpid], EXECUTION, |c| !c.proc2.enable_vpid() || c.get(F::Vpid) != 0),
     check(124, "eptp-memory-type", &[F::Eptp], EXECUTION, |c| {
-        !c.proc2.enable_ept()
-            || match eptp(c).memory_type() {
-                0 => c.caps.offer.ept_vpid.memory_type_uc(),
-                6 => c.caps.offer.ept_vpid.memory_type_wb(),
-                _ => false,
-            }
+        !c.proc2.enable_ept() || eptp_memory_type_valid(c.caps, eptp(c))
     }),
     check(125, "eptp-walk-length", &[F::Eptp], EXECUTION, |c| {
-        !c.proc2.enable_ept()
-            || match eptp(c).walk_length() {
-                3 => c.caps.offer.ept_vpid.walk_length_4(),
-                4 => c.caps.offer.ept_vpid.walk_length_5(),
-                _ => false,
-            }
+        !c.proc2.enable_ept() || eptp_walk_length_valid(c.caps, eptp(c))
     }),
     check(126, "eptp-accessed-dirty", &[F::Eptp], EXECUTION, |c| {
-        !c.proc2.enable_ept() || !eptp(c).accessed_dirty() || c.caps.offer.ept_vpid.accessed_dirty()
+        !c.proc2.enable_ept() || eptp_flags_valid(c.caps, eptp(c))
     }),
     check(127, "eptp-reserved", &[F::Eptp], EXECUTION, |c| {
-        let shadow_stack = eptp(c).supervisor_shadow_stack() && !c.caps.offer.ept_vpid.supervisor_shadow_stack();
-        !c.proc2.enable_ept() || !shadow_stack && c.get(F::Eptp) & 0xf00 == 0 && c.within_physical(F::Eptp)
+        !c.proc2.enable_ept() || eptp_reserved_clear(c.caps, eptp(c))
     }),
     check(128, "pml-without-ept", &[F::Proc2Controls], EXECUTION, |c| !c.proc2.enable_pml() || c.proc2.enable_ept()),
     check(129, "pml-alignment", &[F::PmlGpa], EXECUTION, |c| !c.proc2.enable_pml() || c.page_aligned(F::PmlGpa)),
@@ -199,6 +189,40 @@ pub(super) const CHECKS: &[Check] = &[
         !c.entry.entry_to_smm() && !c.entry.deactivate_dual_monitor()
     }),
 ];
+
+/// Whether VM entry would accept an EPT pointer: what INVEPT asks too.
+pub(crate) fn eptp_valid(caps: &Caps, eptp: u64) -> bool {
+    let eptp = Eptp::from_bits(eptp);
+    eptp_memory_type_valid(caps, eptp)
+        && eptp_walk_length_valid(caps, eptp)
+        && eptp_flags_valid(caps, eptp)
+        && eptp_reserved_clear(caps, eptp)
+}
+
+fn eptp_memory_type_valid(caps: &Caps, eptp: Eptp) -> bool {
+    match eptp.memory_type() {
+        0 => caps.offer.ept_vpid.memory_type_uc(),
+        6 => caps.offer.ept_vpid.memory_type_wb(),
+        _ => false,
+    }
+}
+
+fn eptp_walk_length_valid(caps: &Caps, eptp: Eptp) -> bool {
+    match eptp.walk_length() {
+        3 => caps.offer.ept_vpid.walk_length_4(),
+        4 => caps.offer.ept_vpid.walk_length_5(),
+        _ => false,
+    }
+}
+
+fn eptp_flags_valid(caps: &Caps, eptp: Eptp) -> bool {
+    !eptp.accessed_dirty() || caps.offer.ept_vpid.accessed_dirty()
+}
+
+fn eptp_reserved_clear(caps: &Caps, eptp: Eptp) -> bool {
+    let shadow_stack = eptp.supervisor_shadow_stack() && !caps.offer.ept_vpid.supervisor_shadow_stack();
+    !shadow_stack && eptp.into_bits() & 0xf00 == 0 && !caps.beyond_physical(eptp.into_bits())
+}
 
 fn eptp(c: &Context) -> Eptp {
     Eptp::from_bits(c.get(F::Eptp))

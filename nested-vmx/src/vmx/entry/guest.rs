@@ -1,11 +1,12 @@
 //! Checks on guest control registers, debug registers and MSRs (SDM 3, 27.3.1.1), descriptor tables (27.3.1.3), RIP
 //! and RFLAGS (27.3.1.4). A failure is exit reason 33.
 
-use super::{Check, guest_check as check, pat_valid};
+use super::{Check, guest_check as check};
 use crate::arch::LINEAR_ADDRESS_BITS;
 use crate::arch::cr::rflags;
 use crate::arch::efer::Efer;
 use crate::arch::vmx::EventType;
+use crate::cpu::valid_pat;
 use crate::vmx::vmcs12::{Field as F, segment_index};
 
 const REGISTER: &str = "27.3.1.1";
@@ -37,7 +38,7 @@ pub(super) const REGISTERS: &[Check] = &[
     check(309, "guest-sysenter-esp", &[F::GuestSysenterEsp], REGISTER, |c| c.canonical(F::GuestSysenterEsp)),
     check(310, "guest-sysenter-eip", &[F::GuestSysenterEip], REGISTER, |c| c.canonical(F::GuestSysenterEip)),
     check(311, "guest-pat", &[F::GuestPat, F::EntryControls], REGISTER, |c| {
-        !c.entry.load_pat() || pat_valid(c.get(F::GuestPat))
+        !c.entry.load_pat() || valid_pat(c.get(F::GuestPat))
     }),
     check(312, "guest-efer-reserved", &[F::GuestEfer, F::EntryControls], REGISTER, |c| {
         !c.entry.load_efer() || c.get(F::GuestEfer) & !Efer::DEFINED == 0

@@ -1,8 +1,9 @@
 //! Checks on the host-state area (SDM 3, 27.2.2 to 27.2.4). A failure is VM-instruction error 8.
 
-use super::{Check, host_check as check, pat_valid};
+use super::{Check, host_check as check};
 use crate::arch::cr::Cr4;
 use crate::arch::efer::Efer;
+use crate::cpu::valid_pat;
 use crate::vmx::vmcs12::Field as F;
 
 const REGISTERS: &str = "27.2.2";
@@ -26,7 +27,7 @@ pub(super) const CHECKS: &[Check] = &[
     check(203, "host-sysenter-esp", &[F::HostSysenterEsp], REGISTERS, |c| c.canonical(F::HostSysenterEsp)),
     check(204, "host-sysenter-eip", &[F::HostSysenterEip], REGISTERS, |c| c.canonical(F::HostSysenterEip)),
     check(205, "host-pat", &[F::HostPat, F::ExitControls], REGISTERS, |c| {
-        !c.exit.load_pat() || pat_valid(c.get(F::HostPat))
+        !c.exit.load_pat() || valid_pat(c.get(F::HostPat))
     }),
     check(206, "host-efer-reserved", &[F::HostEfer, F::ExitControls], REGISTERS, |c| {
         !c.exit.load_efer() || c.get(F::HostEfer) & !Efer::DEFINED == 0

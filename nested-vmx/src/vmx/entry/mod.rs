@@ -8,11 +8,14 @@
 mod controls;
 mod guest;
 mod host;
+mod load;
 mod non_register;
 mod segments;
 
 #[cfg(test)]
 mod tests;
+
+pub(crate) use controls::eptp_valid;
 
 use super::caps::Caps;
 use super::exit::reasons::InstructionError;
@@ -198,9 +201,4 @@ impl<'a> Context<'a> {
     fn virtual_8086(&self) -> bool {
         self.guest_rflags & rflags::VM != 0
     }
-}
-
-/// Whether each byte of an IA32_PAT value is a memory type that exists.
-pub fn pat_valid(pat: u64) -> bool {
-    pat.to_le_bytes().iter().all(|&t| matches!(t, 0 | 1 | 4..=7))
 }

@@ -1,11 +1,9 @@
 //! Exceptions and task switches (SDM 3, "Exceptions", "Task Switches").
 
-use crate::arch::cr::dr;
 use crate::arch::exception;
-use crate::arch::vmx::{EventType, InterruptionInfo};
-use crate::cpu::{Cpu, Flow};
-use crate::vmx::exit::ExitInfo;
+use crate::cpu::{Cpu, Flow, Vectored};
 use crate::vmx::exit::reasons::ExitReason;
+use crate::vmx::exit::{ExitInfo, interruption_info};
 use crate::vmx::vmcs12::Field;
 
 /// What asks for a task switch; the numbers are those of the exit qualification.
@@ -18,35 +16,20 @@ pub(crate) enum TaskSwitchSource {
 }
 
 impl Cpu {
-    /// Before an exception is delivered: makes the VM exit if the exception bitmap asks for one, and says so. `length`
-    /// is the instruction's, of INT3, INTO and INT1. For #PF the address is in `fault_address`, for #DB the hits are in
-    /// `pending_debug`.
-    pub(crate) fn intercept_exception(
-        &mut self,
-        vector: u8,
-        error: Option<u32>,
-        event: EventType,
-        length: u32,
-    ) -> bool {
-        if !self.in_non_root() || !self.exception_exits(vector, error) {
+    /// In non-root operation: makes the VM exit that the exception bitmap asks for, and says so. `qualification` is what
+    /// the exit would report: the address of #PF, the DR6 bits of #DB.
+    pub(crate) fn intercept_exception(&mut self, event: &Vectored, qualification: u64) -> bool {
+        if !self.in_non_root() || !self.exception_exits(event.vector, event.error) {
             return false;
         }
-        let info = InterruptionInfo::new()
-            .with_valid(true)
-            .with_vector(vector)
-            .with_event_type(event)
-            .with_error_code(error.is_some());
-        let qualification = match vector {
-            exception::PF => self.fault_address,
-            exception::DB => self.pending_debug & (0xf | dr::DR6_BD | dr::DR6_BS),
-            _ => 0,
-        };
+        // Real mode has no error codes.
+        let event = Vectored { error: event.error.filter(|_| self.cr0.pe()), ..*event };
         self.exit = ExitInfo {
             reason: ExitReason::ExceptionOrNmi.number(),
             qualification,
-            instruction_length: length,
-            interruption: info.into_bits(),
-            interruption_error_code: error.unwrap_or(0),
+            instruction_length: event.length.into(),
+            interruption: interruption_info(&event).into_bits(),
+            interruption_error_code: event.error.unwrap_or(0),
             ..ExitInfo::default()
         };
         self.vm_exit();
@@ -59,20 +42,15 @@ impl Cpu {
             return bit;
         }
         // SDM 3, "Exception Bitmap": the match inverts the bit's meaning.
-        let matches = u64::from(error.unwrap_or(0)) & self.vmx.get(Field::PageFaultMask)
-            == self.vmx.get(Field::PageFaultMatch);
+        let matches =
+            u64::from(error.unwrap_or(0)) & self.vmx.get(Field::PageFaultMask) == self.vmx.get(Field::PageFaultMatch);
         bit == matches
     }
 
-    /// A third exception while a double fault is delivered: exit 2 in non-root operation, and true; else false, and
-    /// the caller enters the shutdown state.
-    pub(crate) fn intercept_triple_fault(&mut self) -> bool {
-        if !self.in_non_root() {
-            return false;
-        }
+    /// In non-root operation: VM exit 2, instead of the shutdown state.
+    pub(crate) fn exit_triple_fault(&mut self) {
         self.exit = ExitInfo { reason: ExitReason::TripleFault.number(), ..ExitInfo::default() };
         self.vm_exit();
-        true
     }
 
     /// Task switches always exit in non-root operation.

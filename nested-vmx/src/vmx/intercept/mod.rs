@@ -28,8 +28,7 @@ use crate::cpu::{Cpu, Flow, Stop};
 impl Cpu {
     /// The VM exit that the running instruction causes; its length is filled in later.
     pub(crate) fn exit_for(&mut self, reason: ExitReason, qualification: u64, instruction_information: u32) -> Stop {
-        self.exit =
-            ExitInfo { reason: reason.number(), qualification, instruction_information, ..ExitInfo::default() };
+        self.exit = ExitInfo { reason: reason.number(), qualification, instruction_information, ..ExitInfo::default() };
         Stop::VM_EXIT
     }
 

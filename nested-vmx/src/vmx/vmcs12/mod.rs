@@ -8,7 +8,7 @@ mod region;
 mod table;
 
 pub use field::{FieldInfo, Part, Role, Width};
-pub use region::{ABORT_INDICATOR_OFFSET, REGION_BYTES, REVISION_ID, SHADOW_INDICATOR};
+pub use region::{ABORT_INDICATOR_OFFSET, LAUNCH_STATE_OFFSET, REGION_BYTES, REVISION_ID, SHADOW_INDICATOR};
 pub use table::Field;
 
 use crate::arch::segment::AccessRights;

@@ -23,7 +23,8 @@ pub const REVISION_ID: u32 = 0x6e64_0001;
 pub const SHADOW_INDICATOR: u32 = 1 << 31;
 pub const REGION_BYTES: usize = 4096;
 pub const ABORT_INDICATOR_OFFSET: u64 = 4;
-const LAUNCH_STATE_OFFSET: usize = 8;
+pub const LAUNCH_STATE_OFFSET: u64 = 8;
+const LAUNCH_STATE: usize = LAUNCH_STATE_OFFSET as usize;
 
 const fn offset(encoding: u16) -> usize {
     let role = (encoding >> 10 & 3) as usize;
@@ -59,7 +60,7 @@ impl Field {
 impl Vmcs12 {
     /// Reads launch state and fields; the header's first two words are the caller's (VMPTRLD's) concern.
     pub fn load(region: &[u8; REGION_BYTES]) -> Self {
-        let mut vmcs = Self { launched: region[LAUNCH_STATE_OFFSET] & 1 != 0, ..Self::default() };
+        let mut vmcs = Self { launched: region[LAUNCH_STATE] & 1 != 0, ..Self::default() };
         for &field in Field::ALL {
             let (at, n) = (field.region_offset(), field.width().bytes());
             let mut bytes = [0; 8];
@@ -71,8 +72,8 @@ impl Vmcs12 {
 
     /// Writes launch state and fields over `region`; its first two words stay.
     pub fn store(&self, region: &mut [u8; REGION_BYTES]) {
-        region[LAUNCH_STATE_OFFSET..0x100].fill(0);
-        region[LAUNCH_STATE_OFFSET] = self.launched.into();
+        region[LAUNCH_STATE..0x100].fill(0);
+        region[LAUNCH_STATE] = self.launched.into();
         for &field in Field::ALL {
             let (at, n) = (field.region_offset(), field.width().bytes());
             region[at..at + n].copy_from_slice(&self.get(field).to_le_bytes()[..n]);
