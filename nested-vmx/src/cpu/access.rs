@@ -101,6 +101,48 @@ impl Cpu {
         self.store(lin, v)
     }
 
+    /// The memory operand's linear address where it is a plain sum: 64-bit mode, a segment without base.
+    #[inline(always)]
+    fn flat(&self, op: &Op) -> Option<u64> {
+        let r = &self.regs;
+        op.has(op_flags::FLAT)
+            .then(|| r.r(op.base).wrapping_add(r.r(op.index) << (op.scale & 3)).wrapping_add(op.disp as i64 as u64))
+    }
+
+    /// The memory operand, if that takes no more than a TLB hit.
+    #[inline(always)]
+    pub(crate) fn fast_load<W: Word>(&self, op: &Op) -> Option<W> {
+        let offset = self.tlb.read(self.data_access, self.flat(op)?, W::BYTES)?;
+        Some(self.ram.load(offset))
+    }
+
+    /// Where the memory operand is in RAM, to read and write it, if that takes no more than a TLB hit.
+    #[inline(always)]
+    pub(crate) fn fast_place<W: Word>(&self, op: &Op) -> Option<u64> {
+        self.tlb.write(self.data_access, self.flat(op)?, W::BYTES)
+    }
+
+    /// Pushes in 64-bit mode, if that takes no more than a TLB hit.
+    #[inline(always)]
+    pub(crate) fn fast_push<W: Word>(&mut self, v: W) -> bool {
+        let rsp = self.regs.r(super::slot::RSP).wrapping_sub(W::BYTES);
+        if !self.code64() {
+            return false;
+        }
+        let Some(offset) = self.tlb.write(self.data_access, rsp, W::BYTES) else { return false };
+        self.ram.store(offset, v);
+        self.regs.set_r(super::slot::RSP, rsp);
+        true
+    }
+
+    /// The top of the stack in 64-bit mode, if that takes no more than a TLB hit.
+    #[inline(always)]
+    pub(crate) fn fast_top<W: Word>(&self) -> Option<W> {
+        let rsp = self.regs.r(super::slot::RSP);
+        let offset = if self.code64() { self.tlb.read(self.data_access, rsp, W::BYTES)? } else { return None };
+        Some(self.ram.load(offset))
+    }
+
     /// Implicit supervisor accesses: descriptor tables, TSS (SDM 3, "Access Rights").
     pub(crate) fn load_system<W: Word>(&mut self, lin: u64) -> Result<W, Stop> {
         match self.tlb.read(Access::Supervisor, lin, W::BYTES) {

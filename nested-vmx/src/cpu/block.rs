@@ -33,11 +33,17 @@ pub struct BlockKey {
     pub mode: u8,
 }
 
+/// What is needed to run a block, found by linear address.
 #[derive(Clone, Copy)]
-struct Front {
+pub struct Front {
     lin: u64,
     tag: u64,
-    block: u32,
+    pub first: u32,
+    pub page: u32,
+    pub generation: u32,
+    pub ops: u16,
+    pub count: u16,
+    pub bytes: u16,
 }
 
 pub struct BlockCache {
@@ -52,7 +58,7 @@ fn slot(lin: u64) -> usize {
     (lin ^ lin >> 12) as usize & (FRONT - 1)
 }
 
-const NOWHERE: Front = Front { lin: 0, tag: u64::MAX, block: 0 };
+const NOWHERE: Front = Front { lin: 0, tag: u64::MAX, first: 0, page: 0, generation: 0, ops: 0, count: 0, bytes: 0 };
 
 impl Default for BlockCache {
     fn default() -> Self {
@@ -68,13 +74,28 @@ impl Default for BlockCache {
 impl BlockCache {
     /// By linear address; `tag` is all that the translation and the decoding depended on.
     #[inline(always)]
-    pub fn find(&self, lin: u64, tag: u64) -> Option<u32> {
+    pub fn find(&self, lin: u64, tag: u64) -> Option<&Front> {
         let f = &self.front[slot(lin)];
-        (f.lin == lin && f.tag == tag).then_some(f.block)
+        (f.lin == lin && f.tag == tag).then_some(f)
     }
 
-    pub fn remember(&mut self, lin: u64, tag: u64, block: u32) {
-        self.front[slot(lin)] = Front { lin, tag, block };
+    /// Puts a block in front, unless it crosses into a second page: [`Front`] follows one generation.
+    pub fn remember(&mut self, lin: u64, tag: u64, block: u32) -> Front {
+        let b = &self.blocks[block as usize];
+        let front = Front {
+            lin,
+            tag,
+            first: b.first,
+            page: b.pages[0],
+            generation: b.generations[0],
+            ops: b.ops,
+            count: b.count,
+            bytes: b.bytes,
+        };
+        if b.pages[1] == NO_PAGE {
+            self.front[slot(lin)] = front;
+        }
+        front
     }
 
     #[inline(always)]
@@ -83,8 +104,8 @@ impl BlockCache {
     }
 
     #[inline(always)]
-    pub fn ops(&self, b: &Block) -> &[Op] {
-        &self.ops[b.first as usize..b.first as usize + usize::from(b.ops)]
+    pub fn ops(&self, first: u32, ops: u16) -> &[Op] {
+        &self.ops[first as usize..first as usize + usize::from(ops)]
     }
 
     pub fn get(&self, key: &BlockKey) -> Option<u32> {

@@ -2,7 +2,7 @@
 
 use super::exec;
 use super::mode::Mode;
-use super::op::{Handler, Op, op_flags};
+use super::op::{Handler, Op, chain_any, chain_fast, op_flags};
 use super::regs::{HIGH_BYTE, slot};
 use super::seg::reg;
 use super::{Cpu, Flow, Stop};
@@ -90,15 +90,16 @@ pub(super) fn decode(bytes: &[u8], mode: Mode, max_ops: usize) -> DecodeResult {
 
 /// The pseudo-operation at the end of a block without a branch.
 fn advance(end: u16) -> Op {
-    fn run(cpu: &mut Cpu, op: &Op) -> Flow {
+    fn handler(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.advance(op);
         Ok(())
     }
-    Op { run, end, len: 0, ..EMPTY }
+    Op { chain: |cpu, op, rest| chain_fast(cpu, op, rest, infallible(handler)), handler, end, len: 0, ..EMPTY }
 }
 
 const EMPTY: Op = Op {
-    run: undefined,
+    chain: chain_any,
+    handler: undefined,
     imm: 0,
     disp: 0,
     end: 0,
@@ -228,11 +229,11 @@ fn lower(i: &Instruction, bytes: &[u8], mode: Mode, end: u16, index: u16) -> (Op
         }
     }
     let mut d = Decoded { i, op, mode, operand_bits, address_bits, index, ends: false, shape: shape(i) };
-    d.op.run = if i.is_invalid() { undefined } else { exec::select(&mut d).unwrap_or(undefined) };
+    d.op.handler = if i.is_invalid() { undefined } else { exec::select(&mut d).unwrap_or(undefined) };
     let ends = d.ends
         || i.is_invalid()
         || i.flow_control() != FlowControl::Next
-        || std::ptr::fn_addr_eq(d.op.run, undefined as Handler);
+        || std::ptr::fn_addr_eq(d.op.handler, undefined as Handler);
     (d.op, ends)
 }
 
@@ -274,6 +275,35 @@ macro_rules! by_width {
     };
 }
 pub(super) use by_width;
+
+/// As [`by_width`], for frequent operations: also gives them a chain ([`super::op::chain_fast`]).
+macro_rules! hot_by_width {
+    ($d:expr, $bits:expr, $handler:ident, $fast:ident $(, $t:ty)*) => {
+        Some(match $bits {
+            8 => $crate::cpu::decode::hot!($d, $handler::<u8 $(, $t)*>, $fast::<u8 $(, $t)*>),
+            16 => $crate::cpu::decode::hot!($d, $handler::<u16 $(, $t)*>, $fast::<u16 $(, $t)*>),
+            32 => $crate::cpu::decode::hot!($d, $handler::<u32 $(, $t)*>, $fast::<u32 $(, $t)*>),
+            64 => $crate::cpu::decode::hot!($d, $handler::<u64 $(, $t)*>, $fast::<u64 $(, $t)*>),
+            _ => return None,
+        })
+    };
+}
+pub(super) use hot_by_width;
+
+/// Gives the operation a chain by its fast path; evaluates to the handler.
+macro_rules! hot {
+    ($d:expr, $handler:expr, $fast:expr) => {{
+        $d.op.chain = |cpu, op, rest| $crate::cpu::op::chain_fast(cpu, op, rest, $fast);
+        $handler as $crate::cpu::op::Handler
+    }};
+}
+pub(super) use hot;
+
+/// The fast path of a handler that cannot fail and asks for no attention.
+#[inline(always)]
+pub(super) fn infallible(handler: impl FnOnce(&mut Cpu, &Op) -> Flow) -> impl FnOnce(&mut Cpu, &Op) -> bool {
+    move |cpu, op| handler(cpu, op).is_ok()
+}
 
 impl Decoded<'_> {
     /// The width of operand `n` in bits.

@@ -1,15 +1,21 @@
 //! A decoded instruction: data with its handler resolved.
 
-use super::{Cpu, Flow};
+use super::{Cpu, Flow, Stop};
 
+/// Does one instruction.
 pub type Handler = fn(&mut Cpu, &Op) -> Flow;
 
-/// 32 bytes, two in a cache line. `dst` and `src` are register-file numbers ([`super::regs`]), or what the handler's
-/// family says.
+/// Does `op` and, if it may go on, calls the first operation of `rest` in tail position: so a block runs without
+/// returning to a loop between its instructions. Should the compiler not make that a jump, the depth is still that of a
+/// block.
+pub type Chain = fn(&mut Cpu, &Op, &[Op]) -> Flow;
+
+/// `dst` and `src` are register-file numbers ([`super::regs`]), or what the handler's family says.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Op {
-    pub run: Handler,
+    pub chain: Chain,
+    pub handler: Handler,
     /// Immediate (sign-extended as the instruction says), branch target relative to the block's start, or moffs address.
     pub imm: u64,
     /// Displacement; of RIP-relative operands relative to the block's start.
@@ -85,4 +91,31 @@ impl Op {
     }
 }
 
-const _: () = assert!(size_of::<Op>() == 32);
+/// Runs the operations behind one that is complete.
+#[inline(always)]
+pub fn next(cpu: &mut Cpu, rest: &[Op]) -> Flow {
+    match rest.split_first() {
+        Some((op, rest)) => (op.chain)(cpu, op, rest),
+        None => Ok(()),
+    }
+}
+
+/// A [`Chain`] for the usual case of a frequent operation: `f` either does it all, cannot fail, asks for no attention and
+/// says true, or has done nothing and says false; then the handler does it.
+#[inline(always)]
+pub fn chain_fast(cpu: &mut Cpu, op: &Op, rest: &[Op], f: impl FnOnce(&mut Cpu, &Op) -> bool) -> Flow {
+    if f(cpu, op) { next(cpu, rest) } else { chain_any(cpu, op, rest) }
+}
+
+/// The [`Chain`] of all other operations. What stops it is left in `cpu.stopped_end`.
+pub fn chain_any(cpu: &mut Cpu, op: &Op, rest: &[Op]) -> Flow {
+    let result = (op.handler)(cpu, op);
+    if result.is_err() || cpu.stop_after {
+        cpu.stopped_end = op.end;
+        // The last operation of a block that ends in a branch has set RIP itself.
+        return result.and(Err(if rest.is_empty() { Stop::JUMPED } else { Stop::COMPLETED }));
+    }
+    next(cpu, rest)
+}
+
+const _: () = assert!(size_of::<Op>() == 40);

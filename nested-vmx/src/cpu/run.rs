@@ -1,10 +1,10 @@
 //! `run`: chained blocks until the budget, an event or the world says stop.
 
-use super::block::{Block, BlockCache, BlockKey, MAX_OPS, NO_PAGE};
+use super::block::{Block, BlockCache, BlockKey, Front, MAX_OPS, NO_PAGE};
 use super::decode::{DecodeResult, decode};
 use super::mmu::Wanted;
 use super::mmu::tlb::Access;
-use super::op::Op;
+use super::op::{Op, next};
 use super::seg::reg;
 use super::{Cpu, Stop, StopKind};
 use crate::mailbox::attention;
@@ -86,29 +86,41 @@ impl Cpu {
     /// Chained blocks, until one stops or something wants attention.
     fn run_blocks(&mut self, cache: &mut BlockCache, limit: u64) {
         loop {
-            let Some(index) = self.next_block(cache) else { return };
-            let b = *cache.block(index);
-            let ops = cache.ops(&b);
-            let room = limit - self.retired;
-            let ops = if u64::from(b.count) > room { &ops[..room as usize] } else { ops };
-            for op in ops {
-                if let Err(stop) = (op.run)(self, op) {
-                    return self.stopped(cache.ops(&b), op, stop);
-                }
-                if self.stop_after {
-                    return self.completed(cache.ops(&b), &b, op);
-                }
+            let Some(run) = self.next_block(cache) else { return };
+            let ops = cache.ops(run.first, run.ops);
+            let count = u64::from(run.count);
+            if self.retired + count > limit {
+                return self.run_part(ops, limit);
             }
-            if u64::from(b.count) > room {
-                self.advance(&ops[ops.len() - 1]);
-                self.retired = limit;
-                return;
+            if let Err(stop) = next(self, ops) {
+                let end = self.stopped_end;
+                let n = ops.iter().position(|o| o.end == end).unwrap_or(0);
+                return self.stopped(n, &ops[n], stop);
             }
-            self.retired += u64::from(b.count);
+            self.retired += count;
             if self.mailbox.attention() != 0 || self.retired >= limit {
                 return;
             }
         }
+    }
+
+    /// The first instructions of a block, up to the limit. The last one, which may be a branch, is not among them.
+    #[cold]
+    fn run_part(&mut self, ops: &[Op], limit: u64) {
+        let part = &ops[..(limit - self.retired) as usize];
+        for (n, op) in part.iter().enumerate() {
+            let result = (op.handler)(self, op);
+            if let Err(stop) = result {
+                return self.stopped(n, op, stop);
+            }
+            if self.stop_after {
+                return self.stopped(n, op, Stop::COMPLETED);
+            }
+        }
+        if let Some(last) = part.last() {
+            self.advance(last);
+        }
+        self.retired = limit;
     }
 
     /// One instruction, with everything that single-stepping looks for.
@@ -116,24 +128,15 @@ impl Cpu {
         if self.instruction_breakpoint() {
             return;
         }
-        let Some(index) = self.next_block(cache) else { return };
-        let b = *cache.block(index);
-        let ops = cache.ops(&b);
+        let Some(run) = self.next_block(cache) else { return };
+        let ops = cache.ops(run.first, run.ops);
         let op = &ops[0];
         let before = self.step_state();
-        let result = (op.run)(self, op);
-        let done = match result {
-            Ok(()) => {
-                self.completed(ops, &b, op);
-                true
-            }
-            Err(stop) => {
-                let done = matches!(stop.kind(), StopKind::Completed | StopKind::Jumped);
-                self.stopped(ops, op, stop);
-                done
-            }
-        };
-        if done {
+        // An only operation is a branch, which has set RIP itself.
+        let done = if ops.len() == 1 { Stop::JUMPED } else { Stop::COMPLETED };
+        let stop = (op.handler)(self, op).err().unwrap_or(done);
+        self.stopped(0, op, stop);
+        if matches!(stop.kind(), StopKind::Completed | StopKind::Jumped) {
             self.stepped(before);
         }
     }
@@ -145,21 +148,10 @@ impl Cpu {
         self.regs.set_rip(rip & self.mode.rip_mask);
     }
 
-    /// `op` returned Ok, and the block does not go on.
-    fn completed(&mut self, ops: &[Op], b: &Block, op: &Op) {
+    /// Operation `op`, the `n`th of its block, is the last that ran.
+    fn stopped(&mut self, n: usize, op: &Op, stop: Stop) {
         self.stop_after = false;
-        let n = position(ops, op);
-        // The last operation of a block that ends in a branch has set RIP itself.
-        if n + 1 < usize::from(b.count) || b.ops > b.count {
-            self.advance(op);
-        }
-        self.retired += n as u64 + 1;
-        self.end_shadow();
-    }
-
-    fn stopped(&mut self, ops: &[Op], op: &Op, stop: Stop) {
-        self.stop_after = false;
-        self.retired += position(ops, op) as u64;
+        self.retired += n as u64;
         match stop.kind() {
             StopKind::Completed => {
                 self.advance(op);
@@ -198,21 +190,18 @@ impl Cpu {
 
     /// The block at RIP; None when fetching it raised something.
     #[inline(always)]
-    fn next_block(&mut self, cache: &mut BlockCache) -> Option<u32> {
+    fn next_block(&mut self, cache: &mut BlockCache) -> Option<Front> {
         let rip = self.regs.rip();
         let lin = self.mode.cs_base.wrapping_add(rip);
         let tag = self.tlb.lookup_tag() << 3 | u64::from(self.mode.code()) << 1 | u64::from(self.cpl == 3);
-        if let Some(index) = cache.find(lin, tag) {
-            let b = cache.block(index);
-            let fresh = self.fresh(b);
-            let inside =
-                self.code64() || rip + u64::from(b.bytes) - 1 <= u64::from(self.seg[usize::from(reg::CS)].limit);
-            if fresh && inside {
-                return Some(index);
-            }
+        if let Some(&f) = cache.find(lin, tag)
+            && self.ram.generation(f.page) == f.generation
+            && (self.code64() || rip + u64::from(f.bytes) - 1 <= u64::from(self.seg[usize::from(reg::CS)].limit))
+        {
+            return Some(f);
         }
         match self.find_block(cache, lin, tag) {
-            Ok(index) => Some(index),
+            Ok(front) => Some(front),
             Err(stop) => {
                 self.fetch_stopped(stop);
                 None
@@ -228,7 +217,7 @@ impl Cpu {
 
     #[cold]
     #[inline(never)]
-    fn find_block(&mut self, cache: &mut BlockCache, lin: u64, tag: u64) -> Result<u32, Stop> {
+    fn find_block(&mut self, cache: &mut BlockCache, lin: u64, tag: u64) -> Result<Front, Stop> {
         // SDM 3, "Limit Checking": an instruction beyond the limit is #GP; how much of it is fetched decides decoding.
         let rip = self.regs.rip();
         let room = if self.code64() { u64::MAX } else { self.fetch_room(rip)? };
@@ -239,8 +228,7 @@ impl Cpu {
         if room > PAGE_SIZE
             && let Some(index) = cache.get(&key).filter(|&i| self.fresh(cache.block(i)))
         {
-            cache.remember(lin, tag, index);
-            return Ok(index);
+            return Ok(cache.remember(lin, tag, index));
         }
         self.claim_code_page(offset);
         let mut generations = [self.ram.generation((offset / PAGE_SIZE) as u32), 0];
@@ -275,8 +263,7 @@ impl Cpu {
             generations,
         };
         let index = cache.insert(key, &code.ops, block);
-        cache.remember(lin, tag, index);
-        Ok(index)
+        Ok(cache.remember(lin, tag, index))
     }
 
     /// The RAM offset of code. Code outside RAM reads as all ones, which is no instruction.
@@ -313,9 +300,4 @@ impl Cpu {
             _ => self.vm_exit_of_instruction(0),
         }
     }
-}
-
-/// Which of the block's instructions `op` is.
-fn position(ops: &[Op], op: &Op) -> usize {
-    ops.iter().position(|o| o.end == op.end).unwrap_or(0)
 }

@@ -55,6 +55,8 @@ pub struct Cpu {
     pub(crate) data_access: Access,
     /// End the block after the running operation although it returns Ok.
     pub(crate) stop_after: bool,
+    /// [`super::op::Op::end`] of the operation that stopped a chain.
+    pub(crate) stopped_end: u16,
     pub(crate) special: u8,
     pub(crate) mode: Mode,
     /// Instructions retired before the running block.
@@ -119,6 +121,7 @@ impl Cpu {
             tlb: Tlb::default(),
             data_access: Access::Supervisor,
             stop_after: false,
+            stopped_end: 0,
             special: 0,
             mode: Mode::default(),
             retired: 0,

@@ -1,7 +1,7 @@
 //! ADD, OR, ADC, SBB, AND, SUB, XOR, CMP, TEST, INC, DEC, NEG, NOT.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::decode::{Decoded, Selected, Shape, hot_by_width};
 use crate::cpu::flags::Flags;
 use crate::cpu::op::{Op, op_flags};
 use crate::cpu::{Cpu, Flow};
@@ -100,6 +100,50 @@ fn mi<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> Flow {
     to_memory::<W, O>(cpu, op, W::from_u64(op.imm))
 }
 
+/// The fast paths of these (see [`crate::cpu::op::chain_fast`]).
+#[inline(always)]
+fn fast_rr<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> bool {
+    let b: W = cpu.regs.get(op.src);
+    to_register::<W, O>(cpu, op, b).is_ok()
+}
+
+#[inline(always)]
+fn fast_ri<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> bool {
+    to_register::<W, O>(cpu, op, W::from_u64(op.imm)).is_ok()
+}
+
+#[inline(always)]
+fn fast_rm<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(b) = cpu.fast_load::<W>(op) else { return false };
+    to_register::<W, O>(cpu, op, b).is_ok()
+}
+
+#[inline(always)]
+fn fast_to_memory<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op, b: W) -> bool {
+    if !O::WRITES {
+        let Some(a) = cpu.fast_load::<W>(op) else { return false };
+        O::flags(&mut cpu.flags, a, b, O::value(a, b, false));
+        return true;
+    }
+    let Some(offset) = cpu.fast_place::<W>(op).filter(|_| !op.has(op_flags::LOCK)) else { return false };
+    let a: W = cpu.ram.load(offset);
+    let r = O::value(a, b, carry::<O>(cpu));
+    cpu.ram.store(offset, r);
+    O::flags(&mut cpu.flags, a, b, r);
+    true
+}
+
+#[inline(always)]
+fn fast_mr<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> bool {
+    let b: W = cpu.regs.get(op.src);
+    fast_to_memory::<W, O>(cpu, op, b)
+}
+
+#[inline(always)]
+fn fast_mi<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op) -> bool {
+    fast_to_memory::<W, O>(cpu, op, W::from_u64(op.imm))
+}
+
 /// A one-operand operation.
 trait Unary {
     fn value<W: Word>(a: W) -> W;
@@ -128,6 +172,7 @@ unary!(Dec, |a| a.wrapping_sub(1), |f, a, r| f.dec(a, r));
 unary!(Neg, |a| a.wrapping_neg(), |f, a, r| f.sub(W::default(), a, r));
 unary!(Not, |a| !a, |_f, _a, _r| ());
 
+#[inline(always)]
 fn r<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a: W = cpu.regs.get(op.dst);
     let v = O::value(a);
@@ -143,23 +188,38 @@ fn m<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-fn binary<O: Binary>(d: &Decoded) -> Selected {
+#[inline(always)]
+fn fast_r<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> bool {
+    r::<W, O>(cpu, op).is_ok()
+}
+
+#[inline(always)]
+fn fast_m<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(offset) = cpu.fast_place::<W>(op).filter(|_| !op.has(op_flags::LOCK)) else { return false };
+    let a: W = cpu.ram.load(offset);
+    let v = O::value(a);
+    cpu.ram.store(offset, v);
+    O::flags(&mut cpu.flags, a, v);
+    true
+}
+
+fn binary<O: Binary>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match d.shape {
-        Shape::RR => by_width!(bits, rr, O),
-        Shape::RI => by_width!(bits, ri, O),
-        Shape::RM => by_width!(bits, rm, O),
-        Shape::MR => by_width!(bits, mr, O),
-        Shape::MI => by_width!(bits, mi, O),
+        Shape::RR => hot_by_width!(d, bits, rr, fast_rr, O),
+        Shape::RI => hot_by_width!(d, bits, ri, fast_ri, O),
+        Shape::RM => hot_by_width!(d, bits, rm, fast_rm, O),
+        Shape::MR => hot_by_width!(d, bits, mr, fast_mr, O),
+        Shape::MI => hot_by_width!(d, bits, mi, fast_mi, O),
         _ => None,
     }
 }
 
-fn unary<O: Unary>(d: &Decoded) -> Selected {
+fn unary<O: Unary>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match d.shape {
-        Shape::R => by_width!(bits, r, O),
-        Shape::M => by_width!(bits, m, O),
+        Shape::R => hot_by_width!(d, bits, r, fast_r, O),
+        Shape::M => hot_by_width!(d, bits, m, fast_m, O),
         _ => None,
     }
 }

@@ -2,7 +2,7 @@
 
 use super::mov::condition;
 use crate::arch::is_canonical;
-use crate::cpu::decode::{Decoded, Selected, Shape};
+use crate::cpu::decode::{Decoded, Selected, Shape, hot};
 use crate::cpu::op::{Handler, Op};
 use crate::cpu::seg::reg;
 use crate::cpu::{Cpu, Flow, Stop, slot};
@@ -90,6 +90,53 @@ fn ret<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
+/// The fast paths of these (see [`crate::cpu::op::chain_fast`]); those without a width are for 64-bit mode.
+#[inline(always)]
+fn fast_jump(cpu: &mut Cpu, target: u64) -> bool {
+    let ok = cpu.check_target(target).is_ok();
+    if ok {
+        cpu.regs.set_rip(target);
+    }
+    ok
+}
+
+#[inline(always)]
+fn fast_jcc<W: Word, const CC: u8>(cpu: &mut Cpu, op: &Op) -> bool {
+    if cpu.flags.condition(CC) {
+        fast_jump(cpu, cpu.target::<W>(op))
+    } else {
+        cpu.advance(op);
+        true
+    }
+}
+
+#[inline(always)]
+fn fast_jmp(cpu: &mut Cpu, op: &Op) -> bool {
+    fast_jump(cpu, cpu.target::<u64>(op))
+}
+
+#[inline(always)]
+fn fast_call(cpu: &mut Cpu, op: &Op) -> bool {
+    let (target, next) = (cpu.target::<u64>(op), cpu.next_rip(op));
+    if cpu.check_target(target).is_err() || !cpu.fast_push(next) {
+        return false;
+    }
+    cpu.regs.set_rip(target);
+    true
+}
+
+#[inline(always)]
+fn fast_ret(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(target) = cpu.fast_top::<u64>() else { return false };
+    if cpu.check_target(target).is_err() {
+        return false;
+    }
+    let rsp = cpu.regs.r(slot::RSP).wrapping_add(8 + op.imm);
+    cpu.regs.set_r(slot::RSP, rsp);
+    cpu.regs.set_rip(target);
+    true
+}
+
 /// What `Op::src` says of [`looping`].
 mod kind {
     pub const LOOPNE: u8 = 0;
@@ -121,17 +168,29 @@ fn looping<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 macro_rules! near {
-    ($bits:expr, $f:ident) => {
-        Some(match $bits {
+    ($d:expr, $f:ident) => {
+        Some(match target_bits($d) {
             16 => $f::<u16> as Handler,
             32 => $f::<u32>,
             _ => $f::<u64>,
         })
     };
+    ($d:expr, $f:ident, $fast:ident) => {
+        Some(match target_bits($d) {
+            16 => $f::<u16> as Handler,
+            32 => $f::<u32>,
+            _ => hot!($d, $f::<u64>, $fast),
+        })
+    };
 }
 
 macro_rules! jcc_table {
-    ($w:ty; $($cc:literal)*) => { [$(jcc::<$w, $cc> as Handler),*] };
+    ($d:expr, $cc:expr, $w:ty; $($n:literal)*) => {
+        match $cc {
+            $($n => Some(hot!($d, jcc::<$w, $n>, fast_jcc::<$w, $n>)),)*
+            _ => None,
+        }
+    };
 }
 
 /// The width of RIP that a near branch leaves: 64 in 64-bit mode whatever the prefixes (as Intel's), else the operand
@@ -145,21 +204,21 @@ fn target_bits(d: &mut Decoded) -> u32 {
 
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     if d.i.is_jcc_short_or_near() {
-        let cc = condition(d.i.condition_code())? as usize;
-        return Some(match target_bits(d) {
-            16 => jcc_table!(u16; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)[cc],
-            32 => jcc_table!(u32; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)[cc],
-            _ => jcc_table!(u64; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)[cc],
-        });
+        let cc = condition(d.i.condition_code())?;
+        return match target_bits(d) {
+            16 => jcc_table!(d, cc, u16; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            32 => jcc_table!(d, cc, u32; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+            _ => jcc_table!(d, cc, u64; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15),
+        };
     }
     match d.i.mnemonic() {
-        Mnemonic::Jmp if d.i.is_jmp_short_or_near() => near!(target_bits(d), jmp),
-        Mnemonic::Jmp if d.i.is_jmp_near_indirect() && d.shape == Shape::R => near!(target_bits(d), jmp_r),
-        Mnemonic::Jmp if d.i.is_jmp_near_indirect() => near!(target_bits(d), jmp_m),
-        Mnemonic::Call if d.i.is_call_near() => near!(target_bits(d), call),
-        Mnemonic::Call if d.i.is_call_near_indirect() && d.shape == Shape::R => near!(target_bits(d), call_r),
-        Mnemonic::Call if d.i.is_call_near_indirect() => near!(target_bits(d), call_m),
-        Mnemonic::Ret => near!(target_bits(d), ret),
+        Mnemonic::Jmp if d.i.is_jmp_short_or_near() => near!(d, jmp, fast_jmp),
+        Mnemonic::Jmp if d.i.is_jmp_near_indirect() && d.shape == Shape::R => near!(d, jmp_r),
+        Mnemonic::Jmp if d.i.is_jmp_near_indirect() => near!(d, jmp_m),
+        Mnemonic::Call if d.i.is_call_near() => near!(d, call, fast_call),
+        Mnemonic::Call if d.i.is_call_near_indirect() && d.shape == Shape::R => near!(d, call_r),
+        Mnemonic::Call if d.i.is_call_near_indirect() => near!(d, call_m),
+        Mnemonic::Ret => near!(d, ret, fast_ret),
         m => {
             d.op.src = match m {
                 Mnemonic::Loopne => kind::LOOPNE,
@@ -168,7 +227,7 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
                 Mnemonic::Jcxz | Mnemonic::Jecxz | Mnemonic::Jrcxz => kind::JCXZ,
                 _ => return None,
             };
-            near!(target_bits(d), looping)
+            near!(d, looping)
         }
     }
 }

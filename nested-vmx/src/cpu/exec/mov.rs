@@ -1,18 +1,20 @@
 //! MOV (general registers), MOVZX, MOVSX, MOVSXD, LEA, CMOVcc, SETcc, NOP.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
-use crate::cpu::op::{Handler, Op};
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width, hot, hot_by_width, infallible};
+use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow};
 use crate::mem::Word;
 use iced_x86::{Code, ConditionCode, Mnemonic};
 
+#[inline(always)]
 fn rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let v: W = cpu.regs.get(op.src);
     cpu.regs.put(op.dst, v);
     Ok(())
 }
 
+#[inline(always)]
 fn ri<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.regs.put(op.dst, W::from_u64(op.imm));
     Ok(())
@@ -48,6 +50,7 @@ fn to_offset<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// From `S` to `D`, zero-extended.
+#[inline(always)]
 fn zx_rr<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let v: S = cpu.regs.get(op.src);
     cpu.regs.put(op.dst, D::from_u64(v.to_u64()));
@@ -61,6 +64,7 @@ fn zx_rm<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// From `S` to `D`, sign-extended.
+#[inline(always)]
 fn sx_rr<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let v: S = cpu.regs.get(op.src);
     cpu.regs.put(op.dst, D::from_u64(v.to_i64() as u64));
@@ -73,6 +77,7 @@ fn sx_rm<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
+#[inline(always)]
 fn lea<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let ea = cpu.effective_address(op);
     cpu.regs.put(op.dst, W::from_u64(ea));
@@ -80,6 +85,7 @@ fn lea<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 /// CMOVcc and SETcc carry the condition in `imm`.
+#[inline(always)]
 fn cmov_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let n = if cpu.flags.condition(op.imm as u8) { op.src } else { op.dst };
     // A 32-bit destination is zero-extended even if the condition is false.
@@ -96,6 +102,7 @@ fn cmov_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
+#[inline(always)]
 fn set_r(cpu: &mut Cpu, op: &Op) -> Flow {
     let v = u8::from(cpu.flags.condition(op.imm as u8));
     cpu.regs.put(op.dst, v);
@@ -107,8 +114,69 @@ fn set_m(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.store_operand(op, v)
 }
 
+#[inline(always)]
 fn nop(_: &mut Cpu, _: &Op) -> Flow {
     Ok(())
+}
+
+/// The fast paths of these (see [`crate::cpu::op::chain_fast`]).
+#[inline(always)]
+fn fast_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    rr::<W>(cpu, op).is_ok()
+}
+
+#[inline(always)]
+fn fast_ri<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    ri::<W>(cpu, op).is_ok()
+}
+
+#[inline(always)]
+fn fast_lea<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    lea::<W>(cpu, op).is_ok()
+}
+
+#[inline(always)]
+fn fast_cmov_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    cmov_rr::<W>(cpu, op).is_ok()
+}
+
+#[inline(always)]
+fn fast_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(v) = cpu.fast_load::<W>(op) else { return false };
+    cpu.regs.put(op.dst, v);
+    true
+}
+
+#[inline(always)]
+fn fast_store<W: Word>(cpu: &mut Cpu, op: &Op, v: W) -> bool {
+    let Some(offset) = cpu.fast_place::<W>(op) else { return false };
+    cpu.ram.store(offset, v);
+    true
+}
+
+#[inline(always)]
+fn fast_mr<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    let v: W = cpu.regs.get(op.src);
+    fast_store(cpu, op, v)
+}
+
+#[inline(always)]
+fn fast_mi<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    fast_store(cpu, op, W::from_u64(op.imm))
+}
+
+#[inline(always)]
+fn fast_zx<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(v) = cpu.fast_load::<S>(op) else { return false };
+    cpu.regs.put(op.dst, D::from_u64(v.to_u64()));
+    true
+}
+
+#[inline(always)]
+fn fast_sx<D: Word, S: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(v) = cpu.fast_load::<S>(op) else { return false };
+    cpu.regs.put(op.dst, D::from_u64(v.to_i64() as u64));
+    true
 }
 
 /// A condition as the low four bits of the opcode.
@@ -134,22 +202,21 @@ pub(in crate::cpu) fn condition(c: ConditionCode) -> Option<u64> {
     })
 }
 
+/// Chooses by both widths and by where the source is.
 macro_rules! extend {
-    ($d:expr, $rr:ident, $rm:ident) => {{
-        let pick: Option<(Handler, Handler)> = match ($d.width(0), $d.width(1)) {
-            (16, 8) => Some(($rr::<u16, u8>, $rm::<u16, u8>)),
-            (32, 8) => Some(($rr::<u32, u8>, $rm::<u32, u8>)),
-            (64, 8) => Some(($rr::<u64, u8>, $rm::<u64, u8>)),
-            (16, 16) => Some(($rr::<u16, u16>, $rm::<u16, u16>)),
-            (32, 16) => Some(($rr::<u32, u16>, $rm::<u32, u16>)),
-            (64, 16) => Some(($rr::<u64, u16>, $rm::<u64, u16>)),
-            (16, 32) => Some(($rr::<u16, u32>, $rm::<u16, u32>)),
-            (32, 32) => Some(($rr::<u32, u32>, $rm::<u32, u32>)),
-            (64, 32) => Some(($rr::<u64, u32>, $rm::<u64, u32>)),
+    ($d:expr, $rr:ident, $rm:ident, $fast:ident; $($to:literal $t:ty, $from:literal $f:ty;)*) => {
+        match ($d.width(0), $d.width(1), $d.shape) {
+            $(
+                ($to, $from, Shape::RR) => Some(hot!($d, $rr::<$t, $f>, infallible($rr::<$t, $f>))),
+                ($to, $from, Shape::RM) => Some(hot!($d, $rm::<$t, $f>, $fast::<$t, $f>)),
+            )*
             _ => None,
-        };
-        pick.map(|(reg, mem)| if $d.shape == Shape::RR { reg } else { mem })
-    }};
+        }
+    };
+    ($d:expr, $rr:ident, $rm:ident, $fast:ident) => {
+        extend!($d, $rr, $rm, $fast; 16 u16, 8 u8; 32 u32, 8 u8; 64 u64, 8 u8; 16 u16, 16 u16; 32 u32, 16 u16; 64 u64, 16 u16;
+            16 u16, 32 u32; 32 u32, 32 u32; 64 u64, 32 u32;)
+    };
 }
 
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
@@ -160,9 +227,9 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
         }
         d.op.imm = cc;
         return match d.shape {
-            Shape::R if bits == 8 => Some(set_r),
+            Shape::R if bits == 8 => Some(hot!(d, set_r, infallible(set_r))),
             Shape::M if bits == 8 => Some(set_m),
-            Shape::RR => by_width!(bits, cmov_rr),
+            Shape::RR => hot_by_width!(d, bits, cmov_rr, fast_cmov_rr),
             Shape::RM => by_width!(bits, cmov_rm),
             _ => None,
         };
@@ -177,17 +244,17 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
                 d.op.imm = d.i.memory_displacement64();
                 by_width!(bits, to_offset)
             }
-            (_, Shape::RR) => by_width!(bits, rr),
-            (_, Shape::RI) => by_width!(bits, ri),
-            (_, Shape::RM) => by_width!(bits, rm),
-            (_, Shape::MR) => by_width!(bits, mr),
-            (_, Shape::MI) => by_width!(bits, mi),
+            (_, Shape::RR) => hot_by_width!(d, bits, rr, fast_rr),
+            (_, Shape::RI) => hot_by_width!(d, bits, ri, fast_ri),
+            (_, Shape::RM) => hot_by_width!(d, bits, rm, fast_rm),
+            (_, Shape::MR) => hot_by_width!(d, bits, mr, fast_mr),
+            (_, Shape::MI) => hot_by_width!(d, bits, mi, fast_mi),
             _ => None,
         },
-        Mnemonic::Movzx => extend!(d, zx_rr, zx_rm),
-        Mnemonic::Movsx | Mnemonic::Movsxd => extend!(d, sx_rr, sx_rm),
-        Mnemonic::Lea => by_width!(bits, lea),
-        Mnemonic::Nop => Some(nop),
+        Mnemonic::Movzx => extend!(d, zx_rr, zx_rm, fast_zx),
+        Mnemonic::Movsx | Mnemonic::Movsxd => extend!(d, sx_rr, sx_rm, fast_sx),
+        Mnemonic::Lea => hot_by_width!(d, bits, lea, fast_lea),
+        Mnemonic::Nop => Some(hot!(d, nop, infallible(nop))),
         _ => None,
     }
 }

@@ -1,7 +1,7 @@
 //! PUSH and POP of general registers, memory and immediates; LEAVE.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape};
+use crate::cpu::decode::{Decoded, Selected, Shape, hot};
 use crate::cpu::op::{Handler, Op};
 use crate::cpu::{Cpu, Flow, slot};
 use crate::mem::Word;
@@ -52,12 +52,34 @@ fn leave<W: Word>(cpu: &mut Cpu, _: &Op) -> Flow {
     Ok(())
 }
 
+#[inline(always)]
+fn fast_push_r(cpu: &mut Cpu, op: &Op) -> bool {
+    let v: u64 = cpu.regs.r(op.dst);
+    cpu.fast_push(v)
+}
+
+#[inline(always)]
+fn fast_pop_r(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(v) = cpu.fast_top::<u64>() else { return false };
+    let rsp = cpu.regs.r(slot::RSP).wrapping_add(8);
+    cpu.regs.set_r(slot::RSP, rsp);
+    cpu.regs.set_r(op.dst, v);
+    true
+}
+
 macro_rules! stack {
-    ($bits:expr, $f:ident) => {
-        Some(match $bits {
+    ($d:expr, $f:ident) => {
+        Some(match stack_bits($d) {
             16 => $f::<u16> as Handler,
             32 => $f::<u32>,
             _ => $f::<u64>,
+        })
+    };
+    ($d:expr, $f:ident, $fast:ident) => {
+        Some(match stack_bits($d) {
+            16 => $f::<u16> as Handler,
+            32 => $f::<u32>,
+            _ => hot!($d, $f::<u64>, $fast),
         })
     };
 }
@@ -72,12 +94,12 @@ fn stack_bits(d: &mut Decoded) -> u32 {
 
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     match (d.i.mnemonic(), d.shape) {
-        (Mnemonic::Push, Shape::R) => stack!(stack_bits(d), push_r),
-        (Mnemonic::Push, Shape::M) => stack!(stack_bits(d), push_m),
-        (Mnemonic::Push, Shape::I) => stack!(stack_bits(d), push_i),
-        (Mnemonic::Pop, Shape::R) => stack!(stack_bits(d), pop_r),
-        (Mnemonic::Pop, Shape::M) => stack!(stack_bits(d), pop_m),
-        (Mnemonic::Leave, _) => stack!(stack_bits(d), leave),
+        (Mnemonic::Push, Shape::R) => stack!(d, push_r, fast_push_r),
+        (Mnemonic::Push, Shape::M) => stack!(d, push_m),
+        (Mnemonic::Push, Shape::I) => stack!(d, push_i),
+        (Mnemonic::Pop, Shape::R) => stack!(d, pop_r, fast_pop_r),
+        (Mnemonic::Pop, Shape::M) => stack!(d, pop_m),
+        (Mnemonic::Leave, _) => stack!(d, leave),
         _ => None,
     }
 }
