@@ -395,7 +395,13 @@ impl Vm {
             if let Some(ns) = tid.and_then(thread_cpu_ns) {
                 v.counters.set_thread_cpu_ns(ns);
             }
-            v.counters.snapshot()
+            let mut counts = v.counters.snapshot();
+            // A vCPU that has been in one state since it last published has not counted that yet.
+            let status = lock(&v.status);
+            if let Some((activity, ns)) = status.uncounted() {
+                counts.activity_ns[activity as usize] += ns;
+            }
+            counts
         });
         VmCounters { vcpus: vcpus.collect(), events, events_lost }
     }

@@ -10,7 +10,6 @@ use nested_vmx::mailbox::attention;
 use super::bus::{Desk, MachineBus};
 use super::schedule::Turn;
 use super::wiring::{KEEPER, Wiring};
-use crate::counters::VcpuCounters;
 use crate::engine::{
     DescriptorTable, EngineError, NestedReport, Registers, RunOutcome, Segment, Vcpu, VcpuPort, VcpuState,
 };
@@ -27,7 +26,6 @@ pub struct EmulatedVcpu {
     kicked: Arc<AtomicBool>,
     boot: Option<Arc<BootState>>,
     realtime: bool,
-    counters: Arc<VcpuCounters>,
     /// Instructions of the processors that resets have replaced.
     before_reset: u64,
     /// What the processor had retired when the schedule was last told.
@@ -46,19 +44,7 @@ impl EmulatedVcpu {
         let i = port.index as usize;
         let desk = Arc::new(Desk::default());
         let cpu = processor(i, &wiring, &desk, port.events, boot.as_deref(), realtime)?;
-        Ok(Self {
-            i,
-            cpu,
-            wiring,
-            desk,
-            kicked,
-            boot,
-            realtime,
-            counters: port.counters,
-            before_reset: 0,
-            told: 0,
-            runs: 0,
-        })
+        Ok(Self { i, cpu, wiring, desk, kicked, boot, realtime, before_reset: 0, told: 0, runs: 0 })
     }
 
     fn now(&self) -> u64 {

@@ -140,6 +140,12 @@ pub struct Inspection {
 }
 
 impl Status {
+    /// The activity state since the last publication, and for how long, while the vCPU is not held.
+    pub fn uncounted(&self) -> Option<(ActivityState, u64)> {
+        let goes = matches!(self.thread, ThreadState::Running | ThreadState::Idle);
+        goes.then(|| (self.state.activity, u64::try_from(self.at.elapsed().as_nanos()).unwrap_or(0)))
+    }
+
     pub fn at(&self) -> At {
         At { mp_state: self.state.mp_state, activity: self.state.activity }
     }
@@ -370,7 +376,9 @@ impl Life {
             match (self.duty(), as_what) {
                 (State::Created, ThreadState::Created) | (State::Paused, ThreadState::Paused) => {}
                 (next, _) => {
+                    // Time spent here is not the guest's.
                     self.since = Instant::now();
+                    self.publish();
                     return next;
                 }
             }

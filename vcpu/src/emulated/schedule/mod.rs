@@ -64,11 +64,6 @@ pub trait Schedule: Send + Sync {
     /// The VM's time.
     fn now(&self) -> u64;
 
-    /// The clock that guest code reads, where that is not its own count.
-    fn host_clock(&self) -> Option<u64> {
-        None
-    }
-
     /// No vCPU runs until [`Schedule::unfreeze`].
     fn freeze(&self) {}
     fn unfreeze(&self) {}

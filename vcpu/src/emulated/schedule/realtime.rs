@@ -65,10 +65,6 @@ impl Schedule for Realtime {
         }
     }
 
-    fn host_clock(&self) -> Option<u64> {
-        Some(self.now())
-    }
-
     fn freeze(&self) {
         self.frozen_at.store(self.now(), SeqCst);
     }
