@@ -187,6 +187,13 @@ impl Rig {
         self
     }
 
+    /// The `n`th operation of the block at `CODE`, for tests of one handler. RIP must be at `CODE`.
+    pub fn op(&mut self, n: usize) -> crate::cpu::Op {
+        let mut bytes = [0; 64];
+        self.ram.read(CODE, &mut bytes).unwrap();
+        self.cpu.decode_for_test(&bytes)[n]
+    }
+
     pub fn run(&mut self, instructions: u64) -> RunExit {
         self.cpu.run(instructions)
     }

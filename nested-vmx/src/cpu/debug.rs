@@ -29,6 +29,13 @@ impl Cpu {
         }
     }
 
+    /// An iteration of a repeated string instruction is complete, and the instruction is not: RF stays.
+    pub(super) fn iterated(&mut self, before: StepState) {
+        if before.trap {
+            self.pending_debug |= dr::DR6_BS;
+        }
+    }
+
     /// Raises #DB if DR7 has an instruction breakpoint at RIP that RF does not suppress.
     pub(super) fn instruction_breakpoint(&mut self) -> bool {
         if self.dr7 & 0xff == 0 || self.flags.has(RF) {

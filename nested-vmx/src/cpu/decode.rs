@@ -323,4 +323,15 @@ impl Decoded<'_> {
     }
 }
 
+#[cfg(test)]
+impl Cpu {
+    /// The operations of a block, as the running mode decodes it.
+    pub(crate) fn decode_for_test(&self, bytes: &[u8]) -> Vec<Op> {
+        match decode(bytes, self.mode, super::block::MAX_OPS) {
+            DecodeResult::Block(code) => code.ops,
+            DecodeResult::NeedsMore => Vec::new(),
+        }
+    }
+}
+
 pub(crate) type Selected = Option<Handler>;

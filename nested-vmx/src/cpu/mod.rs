@@ -30,6 +30,8 @@ pub(crate) use deliver::Vectored;
 pub use mmu::tlb::Access;
 pub(crate) use mmu::tlb::ContextKey;
 pub(crate) use msr::valid_pat;
+#[cfg(test)]
+pub(crate) use op::Op;
 pub use regs::{Regs, slot};
 pub(crate) use run::Boundary;
 pub use run::RunExit;

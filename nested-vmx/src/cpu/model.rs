@@ -28,8 +28,8 @@ const fn bits(list: &[u32]) -> u32 {
 const LEAF_1_EDX: u32 = bits(&[2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19]);
 /// VMX CX16 PCID x2APIC MOVBE POPCNT TSC-deadline RDRAND.
 const LEAF_1_ECX: u32 = bits(&[5, 13, 17, 21, 22, 23, 24, 30]);
-/// FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP.
-const LEAF_7_EBX: u32 = bits(&[0, 1, 3, 7, 8, 9, 10, 18, 19, 20]);
+/// FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB.
+const LEAF_7_EBX: u32 = bits(&[0, 1, 3, 7, 8, 9, 10, 18, 19, 20, 23, 24]);
 /// UMIP.
 const LEAF_7_ECX: u32 = bits(&[2]);
 /// SYSCALL NX 1-GiB pages RDTSCP LM.

@@ -136,6 +136,9 @@ impl Cpu {
         let done = if ops.len() == 1 { Stop::JUMPED } else { Stop::COMPLETED };
         let stop = (op.handler)(self, op).err().unwrap_or(done);
         self.stopped(0, op, stop);
+        if stop.kind() == StopKind::Again {
+            self.iterated(before);
+        }
         if matches!(stop.kind(), StopKind::Completed | StopKind::Jumped) {
             self.stepped(before);
         }

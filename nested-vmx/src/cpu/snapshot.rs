@@ -40,6 +40,8 @@ pub struct CpuState {
     pub cpl: u8,
     pub pdpte: [u64; 4],
     pub msrs: Msrs,
+    /// Of RDRAND's generator.
+    pub random: u64,
     pub apic: ApicState,
     pub activity: ActivityState,
     /// Blocking by STI (1) or MOV SS (2).
@@ -103,6 +105,7 @@ impl Cpu {
             cpl: self.cpl,
             pdpte: self.pdpte,
             msrs: self.msrs.clone(),
+            random: self.random,
             apic: self.apic.state().clone(),
             activity: self.activity,
             shadow: self.shadow,
@@ -138,6 +141,7 @@ impl Cpu {
         self.cpl = s.cpl;
         self.pdpte = s.pdpte;
         self.msrs = s.msrs.clone();
+        self.random = s.random;
         self.apic = apic;
         self.apic_page_gpa = self.apic.mmio_window().unwrap_or(super::apic::NO_APIC_PAGE);
         self.activity = s.activity;

@@ -93,6 +93,8 @@ pub struct Cpu {
     pub(crate) delivering: Option<Vectored>,
 
     pub(crate) msrs: Msrs,
+    /// The state of RDRAND's and RDSEED's generator.
+    pub(crate) random: u64,
     pub(crate) apic: LocalApic,
     /// The page of the xAPIC's registers; [`super::apic::NO_APIC_PAGE`] when the APIC has none.
     pub(crate) apic_page_gpa: u64,
@@ -149,6 +151,7 @@ impl Cpu {
             pending_debug: 0,
             delivering: None,
             msrs: Msrs::default(),
+            random: config.apic_id.into(),
             apic: LocalApic::new(config.apic_id, config.bsp),
             apic_page_gpa: DEFAULT_BASE_GPA,
             vmx_mode: VmxMode::Off,

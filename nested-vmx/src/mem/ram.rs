@@ -148,22 +148,44 @@ impl Ram {
         unsafe { W::cas(p, old, new) }
     }
 
-    /// Forward byte copy inside RAM, as REP MOVSB with DF=0 does it, also where the ranges overlap.
-    pub fn copy(&self, from: u64, to: u64, len: u64) {
+    /// `count` words from lower to higher addresses, one after the other, also where the ranges overlap: REP MOVS.
+    pub fn copy<W: Word>(&self, from: u64, to: u64, count: u64) {
+        let len = count.saturating_mul(W::BYTES);
         let (src, dst) = (self.at(from, len), self.at(to, len));
-        // SAFETY: `at` checked both ranges; the ABI says DF=0.
-        unsafe {
-            asm!("rep movsb", inout("rcx") len => _, inout("rsi") src => _, inout("rdi") dst => _,
-                options(nostack, preserves_flags));
+        macro_rules! rep {
+            ($instruction:literal) => {
+                // SAFETY: `at` checked both ranges; the ABI says DF=0.
+                unsafe {
+                    asm!($instruction, inout("rcx") count => _, inout("rsi") src => _, inout("rdi") dst => _,
+                        options(nostack, preserves_flags));
+                }
+            };
+        }
+        match W::BYTES {
+            1 => rep!("rep movsb"),
+            2 => rep!("rep movsw"),
+            4 => rep!("rep movsd"),
+            _ => rep!("rep movsq"),
         }
     }
 
-    pub fn fill(&self, to: u64, len: u64, byte: u8) {
-        let dst = self.at(to, len);
-        // SAFETY: `at` checked the range; the ABI says DF=0.
-        unsafe {
-            asm!("rep stosb", inout("rcx") len => _, inout("rdi") dst => _, in("al") byte,
-                options(nostack, preserves_flags));
+    /// `count` times the word: REP STOS.
+    pub fn fill<W: Word>(&self, to: u64, count: u64, word: W) {
+        let dst = self.at(to, count.saturating_mul(W::BYTES));
+        macro_rules! rep {
+            ($instruction:literal) => {
+                // SAFETY: `at` checked the range; the ABI says DF=0.
+                unsafe {
+                    asm!($instruction, inout("rcx") count => _, inout("rdi") dst => _, in("rax") word.to_u64(),
+                        options(nostack, preserves_flags));
+                }
+            };
+        }
+        match W::BYTES {
+            1 => rep!("rep stosb"),
+            2 => rep!("rep stosw"),
+            4 => rep!("rep stosd"),
+            _ => rep!("rep stosq"),
         }
     }
 

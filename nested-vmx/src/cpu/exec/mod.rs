@@ -8,16 +8,37 @@
 //! - returns `Err(Stop::COMPLETED)` (or sets `stop_after`) when events or decoding may have changed.
 
 mod alu;
+mod bcd;
+mod bits;
+mod bmi;
 mod branch;
+mod exchange;
+mod misc;
 mod mov;
+mod muldiv;
+mod random;
+mod shift;
 mod stack;
+mod string;
 
 use super::decode::{Decoded, Selected};
 
 pub(super) fn select(d: &mut Decoded) -> Selected {
-    alu::select(d)
-        .or_else(|| mov::select(d))
-        .or_else(|| branch::select(d))
-        .or_else(|| stack::select(d))
-        .or_else(|| crate::vmx::select(d))
+    const FAMILIES: &[fn(&mut Decoded) -> Selected] = &[
+        mov::select,
+        alu::select,
+        branch::select,
+        stack::select,
+        shift::select,
+        bits::select,
+        muldiv::select,
+        string::select,
+        exchange::select,
+        misc::select,
+        bmi::select,
+        bcd::select,
+        random::select,
+        crate::vmx::select,
+    ];
+    FAMILIES.iter().find_map(|select| select(d))
 }

@@ -149,7 +149,7 @@ impl Cpu {
     }
 
     /// After a store that did not go through the TLB: code that changed is decoded again, from the next instruction on.
-    fn stored(&mut self, offset: u64, len: u64) {
+    pub(crate) fn stored(&mut self, offset: u64, len: u64) {
         if self.ram.code_changed(offset, len) {
             self.stop_after = true;
         }
