@@ -8,6 +8,7 @@ use crate::arch::cr::{Cr0, Cr4};
 use crate::arch::efer::Efer;
 use crate::event::{ActivityState, VmxMode};
 use crate::mailbox::Events;
+use crate::vmx::Vmx;
 use serde::{Deserialize, Serialize};
 
 /// The registers that a debugger would show.
@@ -93,6 +94,10 @@ impl Cpu {
 
     pub fn vmx_mode(&self) -> VmxMode {
         self.vmx_mode
+    }
+
+    pub fn vmx(&self) -> &Vmx {
+        &self.vmx
     }
 
     pub fn apic_identity(&self) -> ApicIdentity {

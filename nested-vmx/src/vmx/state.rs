@@ -86,4 +86,23 @@ impl Vmx {
     pub(crate) fn set(&mut self, field: Field, value: u64) {
         self.vmcs.set(field, value);
     }
+
+    pub fn vmxon_gpa(&self) -> Option<u64> {
+        Some(self.vmxon_gpa).filter(|gpa| *gpa != NO_POINTER)
+    }
+
+    pub fn current_vmcs_gpa(&self) -> Option<u64> {
+        Some(self.current_gpa).filter(|gpa| *gpa != NO_POINTER)
+    }
+
+    /// The fields of the current VMCS that exist on this processor.
+    pub fn fields(&self) -> impl Iterator<Item = (Field, u64)> + '_ {
+        let current = self.current_vmcs_gpa().is_some();
+        self.vmcs.iter().filter(move |(field, _)| current && (field.info().exists)(&self.caps.offer))
+    }
+
+    /// An INIT is latched (R4).
+    pub fn init_latched(&self) -> bool {
+        self.init.is_some()
+    }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed, Ordering::SeqCst};
 use nested_vmx::cpu::{BootState, Cpu, CpuConfig, RunExit};
 use nested_vmx::event::{ActivityState, Detail, VmxMode};
 use nested_vmx::mailbox::attention;
+use nested_vmx::vmx::vmcs12::REVISION_ID;
 
 use super::bus::{Desk, MachineBus};
 use super::schedule::Turn;
@@ -165,15 +166,15 @@ impl Vcpu for EmulatedVcpu {
     fn state(&mut self) -> VcpuState {
         let registers = self.cpu.registers();
         let posted = self.wiring.mailboxes[self.i].peek_events();
-        let activity = self.cpu.activity();
+        let (activity, vmx) = (self.cpu.activity(), self.cpu.vmx());
         let time_ns = self.now();
         VcpuState {
             mp_state: activity.mp_state(),
             activity,
             vmx_mode: self.cpu.vmx_mode(),
-            vmxon_gpa: None,
-            current_vmcs_gpa: None,
-            init_latched: posted.init.is_some(),
+            vmxon_gpa: vmx.vmxon_gpa(),
+            current_vmcs_gpa: vmx.current_vmcs_gpa(),
+            init_latched: posted.init.is_some() || vmx.init_latched(),
             pending_sipi: posted.sipi.map(|s| s.vector),
             rip: registers.rip,
             cr0: registers.cr0,
@@ -213,7 +214,14 @@ impl Vcpu for EmulatedVcpu {
     }
 
     fn nested(&mut self) -> NestedReport {
-        NestedReport { mode: self.cpu.vmx_mode(), ..NestedReport::default() }
+        let vmx = self.cpu.vmx();
+        NestedReport {
+            mode: self.cpu.vmx_mode(),
+            vmxon_gpa: vmx.vmxon_gpa(),
+            current_vmcs_gpa: vmx.current_vmcs_gpa(),
+            revision_id: REVISION_ID,
+            fields: vmx.fields().map(|(field, value)| (field.encoding().into(), value)).collect(),
+        }
     }
 }
 
