@@ -113,7 +113,11 @@ impl Kicker {
     /// The vCPU leaves `KVM_RUN` now, or its next `KVM_RUN` returns at once. Never blocks on the vCPU.
     pub fn kick(&self) {
         let mut target = self.lock();
-        target.kicked = true;
+        // A kick that was not answered yet does for both. Real-time signals queue: one for each kick would keep the
+        // vCPU from running for as long as somebody kicks faster than it takes them.
+        if std::mem::replace(&mut target.kicked, true) {
+            return;
+        }
         self.run.immediate_exit().store(1, Ordering::SeqCst);
         if let Some(thread) = target.thread {
             // SAFETY: the thread deregisters itself under this lock before it ends, so the handle is alive. The
