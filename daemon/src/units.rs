@@ -49,14 +49,18 @@ impl TryFrom<String> for ByteSize {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (shift, unit) = match self.0 {
-            0 => (0, "B"),
-            b if b.trailing_zeros() >= 30 => (30, "GiB"),
-            b if b.trailing_zeros() >= 20 => (20, "MiB"),
-            b if b.trailing_zeros() >= 10 => (10, "KiB"),
-            _ => (0, "B"),
+        let bytes = self.0;
+        let (shift, unit) = match bytes {
+            0..1024 => return write!(f, "{bytes} B"),
+            ..0x10_0000 => (10, "KiB"),
+            ..0x4000_0000 => (20, "MiB"),
+            _ => (30, "GiB"),
         };
-        write!(f, "{} {unit}", self.0 >> shift)
+        let tenths = (u128::from(bytes) * 10) >> shift;
+        match tenths % 10 {
+            0 => write!(f, "{} {unit}", tenths / 10),
+            tenth => write!(f, "{}.{tenth} {unit}", tenths / 10),
+        }
     }
 }
 
@@ -91,6 +95,7 @@ mod tests {
         }
         assert_eq!(ByteSize(512 << 20).to_string(), "512 MiB");
         assert_eq!(ByteSize(1).to_string(), "1 B");
+        assert_eq!(ByteSize(3 << 29).to_string(), "1.5 GiB");
         assert_eq!(ByteSize(0).to_string(), "0 B");
     }
 
