@@ -63,11 +63,14 @@ where
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
         Box::pin(async move {
-            let response = match tokio::time::timeout(deadline, inner.call(request)).await {
-                Ok(response) => response?,
-                Err(_) => {
-                    Status::deadline_exceeded(format!("no answer within {} ms", deadline.as_millis())).into_http()
-                }
+            let answer = match deadline {
+                // Too late to begin.
+                Duration::ZERO => None,
+                deadline => tokio::time::timeout(deadline, inner.call(request)).await.ok(),
+            };
+            let response = match answer {
+                Some(response) => response?,
+                None => Status::deadline_exceeded(format!("no answer within {} ms", deadline.as_millis())).into_http(),
             };
             let code = Status::from_header_map(response.headers()).map_or(Code::Ok, |s| s.code());
             let took = in_flight.answered(code_name(code));
@@ -119,6 +122,22 @@ pub fn code_name(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_is_not_answered_in_time_is_deadline_exceeded_and_counted() {
+        let mut registry = prometheus_client::registry::Registry::default();
+        let metrics = RequestMetrics::register(&mut registry);
+        let calls = Calls { metrics, longest: Duration::from_secs(3600) };
+        let never = tower::service_fn(|_: Request<Body>| std::future::pending::<Result<_, std::convert::Infallible>>());
+        let call = Request::builder().uri("/nestd.v1.VmService/Get").header("grpc-timeout", "10m");
+        let response = calls.layer(never).call(call.body(Body::empty()).unwrap()).await.unwrap();
+        let status = Status::from_header_map(response.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        assert!(text.contains("method=\"Get\",code=\"DEADLINE_EXCEEDED\"} 1"), "{text}");
+        assert!(text.contains("nestd_requests_in_flight 0"), "{text}");
+    }
 
     #[test]
     fn the_client_deadline_header_is_read_in_every_unit() {

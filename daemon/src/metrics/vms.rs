@@ -78,8 +78,8 @@ impl Collector for VmCollector {
 }
 
 fn encode_vms(encoder: &mut DescriptorEncoder, vms: &[VmSample]) -> fmt::Result {
-    let head = encoder.encode_descriptor("nestd_vms", "VMs that exist", None, MetricType::Gauge)?;
-    Family(head).gauge(&[("", ""); 0], vms.len() as u64)?;
+    let mut head = encoder.encode_descriptor("nestd_vms", "VMs that exist", None, MetricType::Gauge)?;
+    head.encode_gauge(&(vms.len() as i64))?;
 
     let head = encoder.encode_descriptor("nestd_vm_state", "1 for the state a VM is in", None, MetricType::Gauge)?;
     let mut family = Family(head);
