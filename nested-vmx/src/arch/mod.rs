@@ -2,6 +2,7 @@
 
 pub mod apic;
 pub mod cr;
+pub mod descriptor;
 pub mod efer;
 pub mod exception;
 pub mod msr;

@@ -92,13 +92,13 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn load_operand<W: Word>(&mut self, op: &Op) -> Result<W, Stop> {
         let lin = self.linear(op, W::BYTES, Use::Read)?;
-        self.load(lin)
+        self.load(lin).map_err(|stop| if op.seg == reg::SS { stop.on_stack() } else { stop })
     }
 
     #[inline(always)]
     pub(crate) fn store_operand<W: Word>(&mut self, op: &Op, v: W) -> Result<(), Stop> {
         let lin = self.linear(op, W::BYTES, Use::Write)?;
-        self.store(lin, v)
+        self.store(lin, v).map_err(|stop| if op.seg == reg::SS { stop.on_stack() } else { stop })
     }
 
     /// The memory operand's linear address where it is a plain sum: 64-bit mode, a segment without base.
@@ -143,22 +143,40 @@ impl Cpu {
         Some(self.ram.load(offset))
     }
 
-    /// Implicit supervisor accesses: descriptor tables, TSS (SDM 3, "Access Rights").
-    pub(crate) fn load_system<W: Word>(&mut self, lin: u64) -> Result<W, Stop> {
-        match self.tlb.read(Access::Supervisor, lin, W::BYTES) {
+    /// Loads with the rights of `access` instead of the running code's.
+    pub(crate) fn load_as<W: Word>(&mut self, access: Access, lin: u64) -> Result<W, Stop> {
+        match self.tlb.read(access, lin, W::BYTES) {
             Some(offset) => Ok(self.ram.load(offset)),
-            None => self.load_slow(lin, Access::Supervisor),
+            None => self.load_slow(lin, access),
         }
     }
 
-    pub(crate) fn store_system<W: Word>(&mut self, lin: u64, v: W) -> Result<(), Stop> {
-        match self.tlb.write(Access::Supervisor, lin, W::BYTES) {
+    pub(crate) fn store_as<W: Word>(&mut self, access: Access, lin: u64, v: W) -> Result<(), Stop> {
+        match self.tlb.write(access, lin, W::BYTES) {
             Some(offset) => {
                 self.ram.store(offset, v);
                 Ok(())
             }
-            None => self.store_slow(lin, Access::Supervisor, v),
+            None => self.store_slow(lin, access, v),
         }
+    }
+
+    /// Implicit supervisor accesses: descriptor tables, TSS (SDM 3, "Access Rights").
+    pub(crate) fn load_system<W: Word>(&mut self, lin: u64) -> Result<W, Stop> {
+        self.load_as(Access::Supervisor, lin)
+    }
+
+    pub(crate) fn store_system<W: Word>(&mut self, lin: u64, v: W) -> Result<(), Stop> {
+        self.store_as(Access::Supervisor, lin, v)
+    }
+
+    /// Sets bits with a locked access: accessed and busy flags of descriptors.
+    pub(crate) fn set_bits_system(&mut self, lin: u64, bits: u64) -> Result<(), Stop> {
+        self.modify_slow(lin, Access::Supervisor, true, &|v: u64| v | bits).map(|_| ())
+    }
+
+    pub(crate) fn clear_bits_system(&mut self, lin: u64, bits: u64) -> Result<(), Stop> {
+        self.modify_slow(lin, Access::Supervisor, true, &|v: u64| v & !bits).map(|_| ())
     }
 
     /// Pushes with the stack's width of address; RSP changes only when the store succeeded.
@@ -168,7 +186,7 @@ impl Cpu {
         let rsp = self.regs.r(super::slot::RSP);
         let new = rsp.wrapping_sub(W::BYTES) & mask;
         let lin = self.stack_linear(new, W::BYTES, Use::Write)?;
-        self.store(lin, v)?;
+        self.store(lin, v).map_err(Stop::on_stack)?;
         self.regs.set_r(super::slot::RSP, rsp & !mask | new);
         Ok(())
     }
@@ -178,7 +196,7 @@ impl Cpu {
     pub(crate) fn peek_stack<W: Word>(&mut self, above: u64) -> Result<W, Stop> {
         let rsp = self.regs.r(super::slot::RSP).wrapping_add(above) & self.mode.stack_mask();
         let lin = self.stack_linear(rsp, W::BYTES, Use::Read)?;
-        self.load(lin)
+        self.load(lin).map_err(Stop::on_stack)
     }
 
     #[inline(always)]

@@ -5,6 +5,9 @@ use super::flags::{RF, TF};
 use crate::arch::cr::dr;
 use crate::arch::exception;
 
+/// The bits of DR7 that can be changed: enables, LE, GE, GD, conditions and lengths.
+const DR7_DEFINED: u64 = 0xffff_23ff;
+
 /// What was in force when a single-stepped instruction began.
 #[derive(Clone, Copy)]
 pub(super) struct StepState {
@@ -15,6 +18,17 @@ pub(super) struct StepState {
 impl Cpu {
     pub(super) fn step_state(&self) -> StepState {
         StepState { trap: self.flags.has(TF), resume: self.flags.has(RF) }
+    }
+
+    /// MOV to DR7, or to a breakpoint's address.
+    pub(super) fn write_dr7(&mut self, value: u64) {
+        let watched = (self.dr7 | value) & 0xff != 0;
+        self.dr7 = value & DR7_DEFINED | dr::DR7_RESET;
+        if watched {
+            // The TLB holds no page with a data breakpoint.
+            self.tlb.flush();
+        }
+        self.mode_changed();
     }
 
     /// A single-stepped instruction is complete.
@@ -47,7 +61,7 @@ impl Cpu {
             .fold(0u64, |hits, n| hits | 1 << n);
         if hit != 0 {
             self.pending_debug |= hit;
-            self.raise_exception(exception::DB, None, 0);
+            self.raise_exception(exception::DB, None);
         }
         hit != 0
     }

@@ -4,11 +4,15 @@ mod access;
 mod apic;
 mod block;
 mod boot_state;
+mod control;
 mod debug;
 mod decode;
 mod deliver;
+#[cfg(test)]
+mod deliver_tests;
 mod exec;
 pub mod flags;
+mod frame;
 mod mmu;
 mod mode;
 pub mod model;
@@ -20,6 +24,7 @@ mod run;
 #[cfg(test)]
 mod run_tests;
 pub mod seg;
+mod segload;
 mod snapshot;
 mod state;
 mod stop;

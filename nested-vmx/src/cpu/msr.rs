@@ -254,7 +254,7 @@ impl Cpu {
         let flush = new.nxe() != self.efer.nxe();
         self.efer = new.with_lma(self.efer.lma());
         if flush {
-            self.tlb.flush();
+            self.flush_own(true);
         }
         Ok(())
     }

@@ -126,6 +126,7 @@ impl Cpu {
     /// One instruction, with everything that single-stepping looks for.
     fn step(&mut self, cache: &mut BlockCache) {
         if self.instruction_breakpoint() {
+            self.retired += 1;
             return;
         }
         let Some(run) = self.next_block(cache) else { return };
@@ -165,10 +166,13 @@ impl Cpu {
                 self.retired += 1;
                 self.end_shadow();
             }
+            StopKind::Delivered => self.retired += 1,
             StopKind::Again => self.rewind(op),
             StopKind::Exception { vector, error } => {
                 self.rewind(op);
-                self.raise_exception(vector, error, op.len);
+                self.raise_exception(vector, error);
+                // Counts as an instruction: a handler that faults at once must use up its budget too.
+                self.retired += 1;
             }
             StopKind::VmExit => {
                 self.rewind(op);
@@ -178,7 +182,7 @@ impl Cpu {
     }
 
     /// RIP to the start of `op`.
-    fn rewind(&mut self, op: &Op) {
+    pub(super) fn rewind(&mut self, op: &Op) {
         let rip = self.regs.rip().wrapping_add(op.start());
         self.regs.set_rip(rip & self.mode.rip_mask);
     }
@@ -299,7 +303,10 @@ impl Cpu {
 
     fn fetch_stopped(&mut self, stop: Stop) {
         match stop.kind() {
-            StopKind::Exception { vector, error } => self.raise_exception(vector, error, 0),
+            StopKind::Exception { vector, error } => {
+                self.raise_exception(vector, error);
+                self.retired += 1;
+            }
             _ => self.vm_exit_of_instruction(0),
         }
     }

@@ -16,6 +16,8 @@ pub enum StopKind {
     Completed,
     /// Complete, and the handler has set RIP (and perhaps everything else).
     Jumped,
+    /// Complete by delivering an event (INT n, SYSCALL): as Jumped, but what single-stepping saw before is void.
+    Delivered,
     /// Begin the same instruction again after looking up (REP between iterations).
     Again,
     /// The instruction causes the VM exit described in `Cpu::vmx`; state is that of its start.
@@ -27,11 +29,13 @@ const COMPLETED: u64 = 2;
 const JUMPED: u64 = 3;
 const AGAIN: u64 = 4;
 const VM_EXIT: u64 = 5;
+const DELIVERED: u64 = 6;
 const HAS_ERROR: u64 = 1 << 16;
 
 impl Stop {
     pub const COMPLETED: Self = Self::new(COMPLETED);
     pub const JUMPED: Self = Self::new(JUMPED);
+    pub const DELIVERED: Self = Self::new(DELIVERED);
     pub const AGAIN: Self = Self::new(AGAIN);
     pub const VM_EXIT: Self = Self::new(VM_EXIT);
     pub const DE: Self = Self::fault(vector::DE);
@@ -62,6 +66,23 @@ impl Stop {
         Self::error(vector::GP, code)
     }
 
+    pub const fn ts(code: u32) -> Self {
+        Self::error(vector::TS, code)
+    }
+
+    pub const fn np(code: u32) -> Self {
+        Self::error(vector::NP, code)
+    }
+
+    pub const fn ss(code: u32) -> Self {
+        Self::error(vector::SS, code)
+    }
+
+    /// A non-canonical address is #SS(0) instead of #GP(0) when the stack segment is used.
+    pub fn on_stack(self) -> Self {
+        if self == Self::GP0 { Self::SS0 } else { self }
+    }
+
     pub fn kind(self) -> StopKind {
         let v = self.0.get();
         match v & 0xff {
@@ -70,6 +91,7 @@ impl Stop {
             }
             COMPLETED => StopKind::Completed,
             JUMPED => StopKind::Jumped,
+            DELIVERED => StopKind::Delivered,
             AGAIN => StopKind::Again,
             _ => StopKind::VmExit,
         }

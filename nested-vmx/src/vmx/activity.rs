@@ -202,7 +202,7 @@ impl Cpu {
         }
         if self.pending_debug != 0 && !mov_ss && !shut_down && may_deliver {
             self.set_activity(ActivityState::Active);
-            self.raise_exception(exception::DB, None, 0);
+            self.raise_exception(exception::DB, None);
             return Taken::Delivered;
         }
         if non_root && self.preemption_expired() {

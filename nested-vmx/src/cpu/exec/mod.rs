@@ -20,6 +20,7 @@ mod random;
 mod shift;
 mod stack;
 mod string;
+mod system;
 
 use super::decode::{Decoded, Selected};
 
@@ -38,6 +39,7 @@ pub(super) fn select(d: &mut Decoded) -> Selected {
         bmi::select,
         bcd::select,
         random::select,
+        system::select,
         crate::vmx::select,
     ];
     FAMILIES.iter().find_map(|select| select(d))

@@ -25,7 +25,8 @@ impl Cpu {
             return Ok((first, None));
         }
         let mut next = lin.wrapping_add(first_len);
-        if !self.code64() {
+        // Outside 64-bit mode addresses wrap at 4 GiB; system structures of long mode may lie higher.
+        if !self.code64() && lin <= 0xffff_ffff {
             next &= 0xffff_ffff;
         }
         let t = self.translate(next, wanted)?;

@@ -220,6 +220,21 @@ impl Cpu {
         Ok(leaf)
     }
 
+    /// The PDPTEs that CR3 points to, for PAE paging; reserved bits are #GP (SDM 3, "PDPTE Registers").
+    pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Result<[u64; 4], Stop> {
+        let wanted = Wanted { write: false, fetch: false, access: Access::Supervisor };
+        let mut pdptes = [0; 4];
+        for (i, pdpte) in pdptes.iter_mut().enumerate() {
+            let gpa = (cr3 & 0xffff_ffe0) + 8 * i as u64;
+            let (hpa, _) = self.second_level(gpa, None, wanted, super::ept::Origin::Physical)?;
+            *pdpte = self.load_physical(hpa);
+            if *pdpte & P != 0 && *pdpte & (!self.physical_mask() | 0x1e6) != 0 {
+                return Err(Stop::GP0);
+            }
+        }
+        Ok(pdptes)
+    }
+
     /// Reads a paging-structure entry of the guest, through EPT where it is on.
     fn load_table<W: Word>(&mut self, gpa: u64, lin: Option<u64>) -> Result<W, Stop> {
         let write = self.ept_accessed_dirty();
