@@ -3,6 +3,8 @@
 mod bus;
 mod gate;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod vcpu;
 mod wiring;
 

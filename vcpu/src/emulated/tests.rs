@@ -1,0 +1,119 @@
+//! Whole VMs on the emulated processor, with guests of a few bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nested_vmx::event::{ActivityState, Rule};
+
+use crate::engine::{Disposition, Injection};
+use crate::host::allowed_cpus;
+use crate::spec::{Boot, Nested, VmConfig, VmSpec};
+use crate::thread::ThreadState;
+use crate::vm::{GuestExit, Vm, VmOptions, VmState};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const LOAD_GPA: u64 = 0x1000;
+
+/// A VM that starts `image` in real mode at [`LOAD_GPA`].
+fn flat(name: &str, image: &[u8], change: impl FnOnce(&mut VmConfig)) -> Arc<Vm> {
+    let mut config = VmConfig {
+        name: name.into(),
+        memory_bytes: 16 << 20,
+        nested: Nested::Emulated,
+        boot: Boot::Flat { image: image.into(), load_gpa: LOAD_GPA, entry_gpa: None },
+        ..VmConfig::default()
+    };
+    change(&mut config);
+    Vm::create(VmSpec::new(config, &allowed_cpus()).unwrap(), VmOptions::default()).unwrap()
+}
+
+fn ends(vm: &Vm) -> VmState {
+    let ended = vm.wait_for(PATIENCE, || Some(vm.state()).filter(VmState::ended));
+    ended.unwrap_or_else(|| panic!("still {:?}: {:?}", vm.state(), vm.inspect(0, PATIENCE)))
+}
+
+/// mov dx, port; mov al, value; out dx, al
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0xba, low, high, 0xb0, value, 0xee]
+}
+
+const HLT_FOREVER: [u8; 3] = [0xf4, 0xeb, 0xfd];
+
+#[test]
+fn a_flat_guest_writes_to_the_console_and_exits() {
+    let image = [out(0x3f8, b'h'), out(0x3f8, b'i'), out(0xf4, 0x2a), HLT_FOREVER.into()].concat();
+    let vm = flat("hello", &image, |_| {});
+    vm.start().unwrap();
+    assert_eq!(ends(&vm), VmState::Stopped { exit: Some(GuestExit { code: 0x2a }) });
+    assert_eq!(vm.console().read(0, 100).bytes, b"hi");
+    assert!(vm.counters().vcpus[0].instructions >= 9);
+}
+
+#[test]
+fn a_halted_guest_sleeps_and_application_processors_wait_for_sipi() {
+    let vm = flat("halted", &[&[0xfa][..], &HLT_FOREVER].concat(), |c| c.cpus = 2);
+    vm.start().unwrap();
+    reaches(&vm, 0, ThreadState::Idle, ActivityState::Hlt);
+    reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+}
+
+fn reaches(vm: &Vm, vcpu: u32, thread: ThreadState, activity: ActivityState) {
+    let found = vm.wait_for(PATIENCE, || {
+        let r = vm.vcpu_published(vcpu).unwrap();
+        (r.thread == thread && r.state.activity == activity).then_some(())
+    });
+    assert!(found.is_some(), "{:?}", vm.vcpu_published(vcpu));
+}
+
+const SPIN: [u8; 2] = [0xeb, 0xfe];
+
+#[test]
+fn an_application_processor_is_started_by_an_injected_sipi() {
+    let vm = flat("sipi", &SPIN, |c| c.cpus = 2);
+    vm.start().unwrap();
+    reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+    let inject = |injection| vm.inject(1, injection).unwrap().disposition;
+    assert_eq!(inject(Injection::Init), Disposition::Dropped(Rule::R2));
+    assert_eq!(inject(Injection::Sipi { vector: 1 }), Disposition::Started);
+    reaches(&vm, 1, ThreadState::Running, ActivityState::Active);
+    assert_eq!(vm.registers(1).unwrap().segments[1].selector, 0x100);
+    assert_eq!(inject(Injection::Sipi { vector: 2 }), Disposition::Dropped(Rule::R1));
+    assert_eq!(inject(Injection::Init), Disposition::Delivered);
+    reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+    let counts = &vm.counters().vcpus[1];
+    assert_eq!((counts.init.delivered, counts.init.dropped), (1, 1));
+    assert_eq!((counts.sipi.delivered, counts.sipi.dropped), (1, 1));
+}
+
+#[test]
+fn two_running_vcpus_stay_together_in_guest_time() {
+    let vm = flat("together", &SPIN, |c| c.cpus = 2);
+    vm.start().unwrap();
+    assert_eq!(vm.inject(1, Injection::Sipi { vector: 1 }).unwrap().disposition, Disposition::Started);
+    for _ in 0..20 {
+        vm.pause().unwrap();
+        let at = |vcpu| vm.vcpu_fresh(vcpu, PATIENCE).unwrap().state;
+        let (a, b) = (at(0), at(1));
+        assert!(a.time_ns.abs_diff(b.time_ns) <= 100_000, "{} and {}", a.time_ns, b.time_ns);
+        vm.resume().unwrap();
+    }
+    let after = vm.vcpu_fresh(1, PATIENCE).unwrap().state;
+    assert!(after.instructions > 0);
+}
+
+#[test]
+fn a_reset_puts_every_processor_and_memory_back_and_time_goes_on() {
+    // mov byte [0x600], 1; spin
+    let image = [&[0xc6, 0x06, 0x00, 0x06, 0x01][..], &SPIN].concat();
+    let vm = flat("reset", &image, |c| c.cpus = 2);
+    vm.start().unwrap();
+    assert_eq!(vm.inject(1, Injection::Sipi { vector: 1 }).unwrap().disposition, Disposition::Started);
+    let before = vm.vcpu_fresh(0, PATIENCE).unwrap().state;
+    vm.reset().unwrap();
+    reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+    let after = vm.vcpu_fresh(0, PATIENCE).unwrap().state;
+    assert!(after.time_ns >= before.time_ns && after.instructions > before.instructions);
+    assert_eq!(vm.state(), VmState::Running);
+    assert_eq!(vm.inject(1, Injection::Sipi { vector: 1 }).unwrap().disposition, Disposition::Started);
+}
