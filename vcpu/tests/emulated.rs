@@ -9,7 +9,7 @@ use nestd_vcpu::host::allowed_cpus;
 use nestd_vcpu::spec::{Boot, Clock, Nested, Scheduler, VmConfig, VmSpec};
 use nestd_vcpu::vm::{GuestExit, Vm, VmOptions, VmState};
 use nested_vmx::bus::Delivery;
-use nested_vmx::event::{ActivityState, Detail, Fate, Rule, VmxMode};
+use nested_vmx::event::{ActivityState, Detail, Fate, VmxMode};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -98,16 +98,15 @@ fn l1_starts_l2s_second_processor_by_exit_3_and_exit_4() {
         let (code, console, events) = run(&vm);
         assert_eq!(code, 0, "{console}");
         handshake(&events);
-        // Linux sends it twice; what the second one meets says its rule.
-        let sipis = events.iter().filter_map(|e| match processor(e)? {
-            Detail::Sipi { fate, .. } if e.vcpu == 1 => Some(fate),
-            _ => None,
-        });
-        let known =
-            [Fate::Started, Fate::VmExit(4), Fate::Dropped(Rule::R1), Fate::Dropped(Rule::R4), Fate::Dropped(Rule::R5)];
-        for fate in sipis {
-            assert!(known.contains(&fate), "{fate:?}");
-        }
+        let sipis = || {
+            events.iter().filter_map(|e| match processor(e)? {
+                Detail::Sipi { vector: 0x10, fate } if e.vcpu == 1 => Some(fate),
+                _ => None,
+            })
+        };
+        assert_eq!(sipis().filter(|f| *f == Fate::VmExit(4)).count(), 1);
+        // It is sent twice, as Linux does: the other one meets a processor that does not wait for it.
+        assert!(sipis().all(|f| matches!(f, Fate::VmExit(4) | Fate::Dropped(_))), "{:?}", sipis().collect::<Vec<_>>());
     }
 }
 
