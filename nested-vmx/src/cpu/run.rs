@@ -6,6 +6,7 @@ use super::mmu::Wanted;
 use super::mmu::tlb::Access;
 use super::op::{Op, next};
 use super::seg::reg;
+use super::state::special;
 use super::{Cpu, Stop, StopKind};
 use crate::mailbox::attention;
 use crate::mem::PAGE_SIZE;
@@ -76,7 +77,11 @@ impl Cpu {
                 None => end,
             };
             if self.special != 0 {
+                let trapped = self.special & special::MTF != 0;
                 self.step(cache);
+                if trapped && self.in_non_root() {
+                    self.vmx.mtf_pending = true;
+                }
             } else {
                 self.run_blocks(cache, limit);
             }

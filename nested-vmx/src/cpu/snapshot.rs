@@ -8,7 +8,7 @@ use crate::arch::cr::{Cr0, Cr4};
 use crate::arch::efer::Efer;
 use crate::event::{ActivityState, VmxMode};
 use crate::mailbox::Events;
-use crate::vmx::Vmx;
+use crate::vmx::{InvalidVmxState, Vmx, VmxState};
 use serde::{Deserialize, Serialize};
 
 /// The registers that a debugger would show.
@@ -49,6 +49,7 @@ pub struct CpuState {
     pub shadow: u8,
     pub nmi_blocked: bool,
     pub pending_debug: u64,
+    pub vmx: VmxState,
     pub retired: u64,
     /// Posted and not yet looked at.
     pub posted: Events,
@@ -60,6 +61,8 @@ pub struct CpuState {
 pub enum InvalidState {
     #[error("local APIC")]
     Apic(#[from] InvalidApicState),
+    #[error("VMX")]
+    Vmx(#[from] InvalidVmxState),
     #[error("privilege level {0} does not exist")]
     Cpl(u8),
     #[error("control registers contradict each other: CR0 {cr0:#x}, CR4 {cr4:#x}, IA32_EFER {efer:#x}")]
@@ -116,6 +119,7 @@ impl Cpu {
             shadow: self.shadow,
             nmi_blocked: self.nmi_blocked,
             pending_debug: self.pending_debug,
+            vmx: self.save_vmx(),
             retired: self.retired,
             posted: self.mailbox.peek_events(),
             posted_interrupts: self.mailbox.peek_interrupts(),
@@ -125,6 +129,7 @@ impl Cpu {
     /// Replaces everything; on an error nothing changed. RAM is restored apart.
     pub fn restore(&mut self, s: &CpuState) -> Result<(), InvalidState> {
         let apic = LocalApic::restore(&s.apic)?;
+        Self::check_vmx_state(&s.vmx)?;
         let r = &s.registers;
         let (cr0, cr4, efer) = (Cr0::from_bits(r.cr0), Cr4::from_bits(r.cr4), Efer::from_bits(r.efer));
         let long = efer.lme() && cr0.pg();
@@ -157,6 +162,7 @@ impl Cpu {
         self.retired = s.retired;
         self.mailbox.restore(&s.posted, &s.posted_interrupts);
         self.tlb.flush();
+        self.restore_vmx(&s.vmx);
         self.mode_changed();
         self.bus.apic_changed(self.apic.identity());
         Ok(())

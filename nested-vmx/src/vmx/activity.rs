@@ -27,13 +27,17 @@ const EVENTS_PER_BOUNDARY: usize = 8;
 impl Cpu {
     /// Looks for events at the boundary before the next instruction.
     pub(crate) fn check_events(&mut self) -> Boundary {
+        self.check_events_at_most(EVENTS_PER_BOUNDARY)
+    }
+
+    pub(super) fn check_events_at_most(&mut self, events: usize) -> Boundary {
         let pending_nmi = self.vmx.nmi;
         if self.mailbox.answer(attention::EVENTS) != 0 {
             self.take_posted();
         }
         self.update_apic();
         let mut may_deliver = true;
-        for _ in 0..EVENTS_PER_BOUNDARY {
+        for _ in 0..events {
             match self.take_event(may_deliver) {
                 Taken::Nothing => break,
                 Taken::More => {}

@@ -8,6 +8,8 @@ mod instr;
 mod intercept;
 mod msr_lists;
 mod state;
+#[cfg(test)]
+mod tests;
 mod timer;
 mod translations;
 pub mod vmcs12;
@@ -15,4 +17,4 @@ pub mod vmcs12;
 pub use exit::ExitInfo;
 pub(crate) use instr::select;
 pub(crate) use intercept::{DescriptorTable, IoAccess, SystemSegment, TaskSwitchSource};
-pub use state::{Controls, NO_POINTER, Vmx};
+pub use state::{Controls, InvalidVmxState, NO_POINTER, Vmx, VmxState};

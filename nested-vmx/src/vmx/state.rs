@@ -3,6 +3,9 @@
 use super::caps::Caps;
 use super::vmcs12::{Field, Vmcs12};
 use crate::arch::vmx::{EntryControls, ExitControls, PinControls, Proc2Controls, ProcControls};
+use crate::cpu::{Cpu, PHYSICAL_ADDRESS_BITS, special};
+use crate::event::VmxMode;
+use serde::{Deserialize, Serialize};
 
 /// The VMXON or current-VMCS pointer when there is none.
 pub const NO_POINTER: u64 = u64::MAX;
@@ -73,6 +76,93 @@ impl Default for Vmx {
             translations: None,
             aborted: false,
         }
+    }
+}
+
+/// VMX state as it is saved and restored: a latched INIT and a pending NMI travel along.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmxState {
+    pub mode: VmxMode,
+    pub vmxon_gpa: Option<u64>,
+    pub current_vmcs_gpa: Option<u64>,
+    pub vmcs: Vmcs12,
+    /// The latched INIT's cause.
+    pub init: Option<u64>,
+    /// The pending NMI's cause.
+    pub nmi: Option<u64>,
+    pub virtual_nmi_blocked: bool,
+    pub mtf_pending: bool,
+    /// In the VM's TSC divided by the timer's rate.
+    pub preemption_deadline: Option<u64>,
+    pub aborted: bool,
+}
+
+/// A saved VMX state that no processor can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidVmxState {
+    #[error("{0:?} operation without a VMXON pointer, or the pointer outside VMX operation")]
+    VmxonPointer(VmxMode),
+    #[error("non-root operation without a current VMCS")]
+    NoCurrentVmcs,
+    #[error("VMXON or VMCS pointer {0:#x} is not page-aligned or beyond the physical-address width")]
+    Pointer(u64),
+}
+
+impl Cpu {
+    pub(crate) fn save_vmx(&self) -> VmxState {
+        let v = &self.vmx;
+        VmxState {
+            mode: self.vmx_mode,
+            vmxon_gpa: v.vmxon_gpa(),
+            current_vmcs_gpa: v.current_vmcs_gpa(),
+            vmcs: (*v.vmcs).clone(),
+            init: v.init,
+            nmi: v.nmi,
+            virtual_nmi_blocked: v.virtual_nmi_blocked,
+            mtf_pending: v.mtf_pending,
+            preemption_deadline: v.preemption_deadline,
+            aborted: v.aborted,
+        }
+    }
+
+    pub(crate) fn check_vmx_state(s: &VmxState) -> Result<(), InvalidVmxState> {
+        if (s.mode == VmxMode::Off) != s.vmxon_gpa.is_none() || s.mode == VmxMode::Off && s.current_vmcs_gpa.is_some() {
+            return Err(InvalidVmxState::VmxonPointer(s.mode));
+        }
+        if s.mode == VmxMode::NonRoot && s.current_vmcs_gpa.is_none() {
+            return Err(InvalidVmxState::NoCurrentVmcs);
+        }
+        let bad = |gpa: &u64| gpa & 0xfff != 0 || gpa >> PHYSICAL_ADDRESS_BITS != 0;
+        match s.vmxon_gpa.into_iter().chain(s.current_vmcs_gpa).find(bad) {
+            Some(gpa) => Err(InvalidVmxState::Pointer(gpa)),
+            None => Ok(()),
+        }
+    }
+
+    /// The state has passed [`Cpu::check_vmx_state`]; the other registers are restored.
+    pub(crate) fn restore_vmx(&mut self, s: &VmxState) {
+        *self.vmx = Vmx {
+            vmxon_gpa: s.vmxon_gpa.unwrap_or(NO_POINTER),
+            current_gpa: s.current_vmcs_gpa.unwrap_or(NO_POINTER),
+            vmcs: Box::new(s.vmcs.clone()),
+            controls: Controls::of(&s.vmcs),
+            init: s.init,
+            nmi: s.nmi,
+            virtual_nmi_blocked: s.virtual_nmi_blocked,
+            mtf_pending: s.mtf_pending,
+            preemption_deadline: s.preemption_deadline,
+            aborted: s.aborted,
+            ..Vmx::default()
+        };
+        self.vmx_mode = s.mode;
+        let (guest, controls) = (self.in_non_root(), self.vmx.controls);
+        self.eptp = (guest && controls.proc2.enable_ept()).then(|| self.vmx.get(Field::Eptp));
+        self.special &= !special::MTF;
+        if guest && controls.proc.monitor_trap_flag() {
+            self.special |= special::MTF;
+        }
+        self.delivering = None;
+        self.context_changed();
     }
 }
 

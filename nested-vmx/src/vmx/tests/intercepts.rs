@@ -1,0 +1,1 @@
+//! What L1 may intercept.

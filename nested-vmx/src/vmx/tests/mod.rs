@@ -1,0 +1,9 @@
+//! The rules of semantics.md on the processor, and the mistakes others made. The bench is an L1 whose L2 shares its
+//! page tables, descriptor tables and code.
+
+mod bench;
+mod instructions;
+mod intercepts;
+mod mistakes;
+mod rules;
+mod transitions;
