@@ -1,15 +1,15 @@
 //! An L1 in VMX root operation with a VMCS that is ready to launch.
 
 use crate::arch::msr::feature_control;
-use crate::arch::vmx::{EventType, InterruptionInfo, PinControls, Proc2Controls, ProcControls};
-use crate::cpu::{Cpu, slot};
-use crate::cpu::seg::{Segment, TableRegister, reg};
 use crate::arch::segment::{AccessRights, system};
+use crate::arch::vmx::{EventType, InterruptionInfo, PinControls, Proc2Controls, ProcControls};
+use crate::cpu::seg::{Segment, TableRegister, reg};
+use crate::cpu::{Cpu, slot};
 use crate::event::{ActivityState, Detail, Event, Fate, VmxMode};
 use crate::testing::{CODE, DATA, PML4, Rig, STACK};
 use crate::vmx::exit::reasons::{ExitReason, InstructionError};
 use crate::vmx::vmcs12::{Field, GuestSegment, REVISION_ID};
-use iced_x86::code_asm::*;
+use iced_x86::code_asm::{CodeAssembler, qword_ptr};
 
 pub const VMXON_GPA: u64 = DATA;
 pub const VMCS_GPA: u64 = DATA + 0x1000;

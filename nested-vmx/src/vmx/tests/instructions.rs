@@ -88,7 +88,7 @@ fn exits_of_memory_operands_carry_displacement_and_instruction_information() {
     b.execute(|a| a.vmwrite(r8, rcx));
     assert_eq!(b.get(Field::ExitInstructionInfo), 1 << 3 | 1 << 10 | 8 << 28);
     let mut b = Bench::guest(Active);
-    b.execute(|a| a.invept(rdx, xmmword_ptr(fs + rsi)));
+    b.execute(|a| a.invept(rdx, xmmword_ptr(rsi).fs()));
     assert_eq!(b.get(Field::ExitInstructionInfo), 2 << 7 | 4 << 15 | 1 << 22 | 6 << 23 | 2 << 28);
     let mut b = Bench::guest(Active);
     b.rig.ram.write(CODE, &[0x0f, 0xc7, 0x35, 0x40, 0, 0, 0]).unwrap(); // vmptrld [rip + 0x40]
