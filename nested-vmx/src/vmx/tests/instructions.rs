@@ -67,8 +67,7 @@ fn in_non_root_operation_each_exits_with_its_reason_and_length() {
     for (name, code, reason) in ALL {
         let mut b = Bench::guest(Active);
         b.execute(code);
-        b.assert_exit(reason);
-        assert_eq!(b.get(Field::GuestRip), CODE, "{name}");
+        b.assert_exit_at(reason, CODE);
         assert!(b.get(Field::ExitInstructionLength) >= 3, "{name}");
     }
 }
@@ -77,7 +76,7 @@ fn in_non_root_operation_each_exits_with_its_reason_and_length() {
 fn exits_of_memory_operands_carry_displacement_and_instruction_information() {
     let mut b = Bench::guest(Active);
     b.execute(|a| a.vmptrld(qword_ptr(rbx + r9 * 4 - 0x10)));
-    b.assert_exit(ExitReason::Vmptrld);
+    b.assert_exit_at(ExitReason::Vmptrld, CODE);
     assert_eq!(b.get(Field::ExitQualification), -0x10i64 as u64);
     // Scale 4, 64-bit addresses, DS, index R9, base RBX.
     assert_eq!(b.get(Field::ExitInstructionInfo), 2 | 2 << 7 | 3 << 15 | 9 << 18 | 3 << 23);
@@ -94,7 +93,7 @@ fn exits_of_memory_operands_carry_displacement_and_instruction_information() {
     b.rig.ram.write(CODE, &[0x0f, 0xc7, 0x35, 0x40, 0, 0, 0]).unwrap(); // vmptrld [rip + 0x40]
     b.cpu().regs.set_rip(CODE);
     b.rig.run(1);
-    b.assert_exit(ExitReason::Vmptrld);
+    b.assert_exit_at(ExitReason::Vmptrld, CODE);
     assert_eq!(b.get(Field::ExitQualification), CODE + 7 + 0x40);
     assert_eq!(b.get(Field::ExitInstructionInfo), 2 << 7 | 3 << 15 | 1 << 22 | 1 << 27);
 }
