@@ -47,9 +47,11 @@ pub fn exit(a: &mut CodeAssembler, code: i32) -> Result<(), IcedError> {
     a.out(DEBUG_EXIT, al)
 }
 
-/// Real mode: spin until the byte at FLAG is not `value`.
+/// Spins until the byte at FLAG is not `value`, with interrupts on as all loops here: Bochs, as a host of kvm_intel,
+/// hangs when a guest spins with them off. No interrupt is on its way.
 pub fn spin_while_flag_is(a: &mut CodeAssembler, value: i32) -> Result<(), IcedError> {
     let mut again = a.create_label();
+    a.sti()?;
     a.set_label(&mut again)?;
     a.cmp(byte_ptr(FLAG_GPA as i32), value)?;
     a.je(again)

@@ -20,6 +20,7 @@ crate::cases![
 
 fn spin(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     let mut again = a.create_label();
+    a.sti()?;
     a.set_label(&mut again)?;
     a.jmp(again)
 }
@@ -29,7 +30,7 @@ fn a_fresh_read_of_a_spinning_vcpu_answers() {
         place(ram, BSP_GPA, 16, spin);
     });
     for _ in 0..100 {
-        assert_eq!(rig.observe(0).rip, BSP_GPA);
+        assert_eq!(rig.observe_until(0, "in the loop", |o| o.rip != BSP_GPA).rip, BSP_GPA + 1);
         assert_eq!(rig.observe(1).mp_state, MpState::Uninitialized);
     }
 }

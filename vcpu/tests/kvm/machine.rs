@@ -155,6 +155,7 @@ fn a_multiboot_kernel_starts_in_protected_mode() {
 
 fn counting(a: &mut CodeAssembler) -> Result<(), iced_x86::IcedError> {
     let mut again = a.create_label();
+    a.sti()?;
     a.xor(eax, eax)?;
     a.set_label(&mut again)?;
     a.inc(eax)?;

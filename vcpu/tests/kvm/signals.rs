@@ -104,6 +104,7 @@ fn an_init_during_a_port_access_takes_effect_after_it() {
         place(ram, BSP_GPA, 16, hlt_forever);
         place_with_ip(ram, AP_GPA, 0, 16, |a| {
             let mut again = a.create_label();
+            a.sti()?;
             a.mov(dx, HOOK_PORT)?;
             a.set_label(&mut again)?;
             a.in_(eax, dx)?;
