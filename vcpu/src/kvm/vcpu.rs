@@ -74,8 +74,8 @@ pub struct KvmVcpu {
     shutdown: bool,
     /// What a device asked for while [`KvmVcpu::settle`] served it: `run` still has to say so.
     asked: Option<Outcome>,
-    // Last, so that the VM outlives its vCPU.
-    vm: Arc<KvmVm>,
+    // KVM reaches guest memory for as long as a vCPU's descriptor is open: the VM, which keeps it mapped, goes last.
+    _vm: Arc<KvmVm>,
 }
 
 enum Step {
@@ -100,16 +100,12 @@ impl KvmVcpu {
             last_mp_state: initial_mp_state(index),
             shutdown: false,
             asked: None,
-            vm,
+            _vm: vm,
         }
     }
 
     pub fn index(&self) -> u32 {
         self.index
-    }
-
-    pub fn vm(&self) -> &Arc<KvmVm> {
-        &self.vm
     }
 
     /// Tells the kicker which thread to interrupt. Call it on the thread that will run the vCPU, and keep the

@@ -150,10 +150,6 @@ impl KvmVm {
         Ok(Created { vm, vcpus, kickers })
     }
 
-    pub fn cpus(&self) -> u32 {
-        self.cpus
-    }
-
     pub fn ram(&self) -> &Arc<Ram> {
         &self.ram
     }

@@ -23,6 +23,7 @@ crate::cases![
     a_busy_vcpu_is_read_and_moved_between_host_cpus,
     a_reset_boots_again_with_clean_memory,
     the_guest_resets_its_machine,
+    the_guest_powers_its_machine_off,
     serial_input_interrupts_the_guest,
     an_unemulatable_instruction_fails_the_vm_with_a_dump on Pvm,
     a_triple_fault_fails_the_vm_and_is_an_event,
@@ -320,6 +321,21 @@ fn the_guest_resets_its_machine() {
     );
     wait(&vm, "three boots", || (console(&vm).len() >= 3).then_some(()));
     vm.stop().expect("stopped");
+}
+
+fn the_guest_powers_its_machine_off() {
+    let image = image(
+        &|a| {
+            a.mov(dx, 0x8900)?;
+            for byte in b"Shutdown" {
+                a.mov(al, i32::from(*byte))?;
+                a.out(dx, al)?;
+            }
+            hlt_forever(a)
+        },
+        &nothing,
+    );
+    assert_eq!(end(&started(1, flat(image))), VmState::Stopped { exit: None });
 }
 
 fn serial_input_interrupts_the_guest() {
