@@ -290,6 +290,21 @@ macro_rules! hot_by_width {
 }
 pub(super) use hot_by_width;
 
+/// As [`hot_by_width`], for handlers that cannot fail and ask for no attention.
+macro_rules! sure_by_width {
+    ($d:expr, $bits:expr, $handler:ident $(, $t:ty)*) => {{
+        use $crate::cpu::decode::{hot, infallible};
+        Some(match $bits {
+            8 => hot!($d, $handler::<u8 $(, $t)*>, infallible($handler::<u8 $(, $t)*>)),
+            16 => hot!($d, $handler::<u16 $(, $t)*>, infallible($handler::<u16 $(, $t)*>)),
+            32 => hot!($d, $handler::<u32 $(, $t)*>, infallible($handler::<u32 $(, $t)*>)),
+            64 => hot!($d, $handler::<u64 $(, $t)*>, infallible($handler::<u64 $(, $t)*>)),
+            _ => return None,
+        })
+    }};
+}
+pub(super) use sure_by_width;
+
 /// Gives the operation a chain by its fast path; evaluates to the handler.
 macro_rules! hot {
     ($d:expr, $handler:expr, $fast:expr) => {{
@@ -320,6 +335,13 @@ impl Decoded<'_> {
         self.operand_bits = bits;
         self.op.flags &= !(3 << op_flags::OPERAND_SHIFT);
         self.op.flags |= (bits.trailing_zeros() as u8 - 4) << op_flags::OPERAND_SHIFT;
+    }
+}
+
+#[cfg(test)]
+impl Op {
+    pub(crate) fn is_undefined(&self) -> bool {
+        std::ptr::fn_addr_eq(self.handler, undefined as Handler)
     }
 }
 

@@ -10,6 +10,8 @@ mod decode;
 mod deliver;
 #[cfg(test)]
 mod deliver_tests;
+#[cfg(test)]
+mod differential;
 mod exec;
 pub mod flags;
 mod frame;

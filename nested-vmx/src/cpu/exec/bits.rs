@@ -1,7 +1,7 @@
 //! BT, BTS, BTR, BTC, BSF, BSR, TZCNT, LZCNT, POPCNT, BSWAP, MOVBE, CRC32.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width, sure_by_width};
 use crate::cpu::flags::{Flags, ZF};
 use crate::cpu::op::{Op, op_flags};
 use crate::cpu::{Cpu, Flow};
@@ -52,11 +52,13 @@ fn bt_memory<W: Word, O: BitOp>(cpu: &mut Cpu, op: &Op, lin: u64, index: u64) ->
     Ok(())
 }
 
+#[inline(always)]
 fn bt_rr<W: Word, O: BitOp>(cpu: &mut Cpu, op: &Op) -> Flow {
     let index = cpu.regs.r(op.src);
     bt_register::<W, O>(cpu, op, index)
 }
 
+#[inline(always)]
 fn bt_ri<W: Word, O: BitOp>(cpu: &mut Cpu, op: &Op) -> Flow {
     bt_register::<W, O>(cpu, op, op.imm)
 }
@@ -148,6 +150,7 @@ fn count<W: Word, C: Count>(cpu: &mut Cpu, op: &Op, a: W) -> Flow {
     Ok(())
 }
 
+#[inline(always)]
 fn count_rr<W: Word, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a: W = cpu.regs.get(op.src);
     count::<W, C>(cpu, op, a)
@@ -164,6 +167,7 @@ fn swapped<W: Word>(v: W) -> W {
 }
 
 /// BSWAP of 16 bits is undefined; Intel's give 0.
+#[inline(always)]
 fn bswap<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let v = if W::BITS == 16 { W::default() } else { swapped(cpu.regs.get::<W>(op.dst)) };
     cpu.regs.put(op.dst, v);
@@ -218,21 +222,21 @@ fn crc32_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-fn bit_test<O: BitOp>(d: &Decoded) -> Selected {
+fn bit_test<O: BitOp>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match d.shape {
-        Shape::RR => by_width!(bits, bt_rr, O),
-        Shape::RI => by_width!(bits, bt_ri, O),
+        Shape::RR => sure_by_width!(d, bits, bt_rr, O),
+        Shape::RI => sure_by_width!(d, bits, bt_ri, O),
         Shape::MR => by_width!(bits, bt_mr, O),
         Shape::MI => by_width!(bits, bt_mi, O),
         _ => None,
     }
 }
 
-fn counting<C: Count>(d: &Decoded) -> Selected {
+fn counting<C: Count>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match d.shape {
-        Shape::RR => by_width!(bits, count_rr, C),
+        Shape::RR => sure_by_width!(d, bits, count_rr, C),
         Shape::RM => by_width!(bits, count_rm, C),
         _ => None,
     }
@@ -249,7 +253,7 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
         (Mnemonic::Tzcnt, _) => counting::<Tzcnt>(d),
         (Mnemonic::Lzcnt, _) => counting::<Lzcnt>(d),
         (Mnemonic::Popcnt, _) => counting::<Popcnt>(d),
-        (Mnemonic::Bswap, _) => by_width!(d.width(0), bswap),
+        (Mnemonic::Bswap, _) => sure_by_width!(d, d.width(0), bswap),
         (Mnemonic::Movbe, Shape::RM) => by_width!(d.width(0), movbe_rm),
         (Mnemonic::Movbe, Shape::MR) => by_width!(d.width(1), movbe_mr),
         (Mnemonic::Crc32, Shape::RR) => by_width!(d.width(1), crc32_rr),

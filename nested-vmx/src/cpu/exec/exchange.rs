@@ -1,12 +1,13 @@
 //! XCHG, XADD, CMPXCHG, CMPXCHG8B, CMPXCHG16B.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width, sure_by_width};
 use crate::cpu::op::{Op, op_flags};
 use crate::cpu::{Cpu, Flow, Stop, slot};
 use crate::mem::Word;
 use iced_x86::Mnemonic;
 
+#[inline(always)]
 fn xchg_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (a, b): (W, W) = (cpu.regs.get(op.dst), cpu.regs.get(op.src));
     cpu.regs.put(op.dst, b);
@@ -108,7 +109,7 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Flow {
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match (d.i.mnemonic(), d.shape) {
-        (Mnemonic::Xchg, Shape::RR) => by_width!(bits, xchg_rr),
+        (Mnemonic::Xchg, Shape::RR) => sure_by_width!(d, bits, xchg_rr),
         (Mnemonic::Xchg, Shape::MR) => by_width!(bits, xchg_mr),
         (Mnemonic::Xadd, Shape::RR) => by_width!(bits, xadd_rr),
         (Mnemonic::Xadd, Shape::MR) => by_width!(bits, xadd_mr),

@@ -2,7 +2,7 @@
 
 use crate::arch::exception::BR;
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, by_width, segment};
+use crate::cpu::decode::{Decoded, Selected, by_width, hot, infallible, segment};
 use crate::cpu::flags::{ARITHMETIC, CF, DF, OF};
 use crate::cpu::mmu::Wanted;
 use crate::cpu::op::{Handler, Op};
@@ -11,6 +11,7 @@ use crate::mem::Word;
 use iced_x86::Mnemonic;
 
 /// CBW, CWDE, CDQE: from the lower half of the accumulator to the whole.
+#[inline(always)]
 fn extend<D: Word, S: Word>(cpu: &mut Cpu, _: &Op) -> Flow {
     let v: S = cpu.regs.get(slot::RAX);
     cpu.regs.put(slot::RAX, D::from_u64(v.to_i64() as u64));
@@ -18,6 +19,7 @@ fn extend<D: Word, S: Word>(cpu: &mut Cpu, _: &Op) -> Flow {
 }
 
 /// CWD, CDQ, CQO: the accumulator's sign to all of RDX.
+#[inline(always)]
 fn sign<W: Word>(cpu: &mut Cpu, _: &Op) -> Flow {
     let v: W = cpu.regs.get(slot::RAX);
     cpu.regs.put(slot::RDX, W::from_u64((v.to_i64() >> 63) as u64));
@@ -114,12 +116,12 @@ fn movnti<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     let handler: Handler = match d.i.mnemonic() {
-        Mnemonic::Cbw => extend::<u16, u8>,
-        Mnemonic::Cwde => extend::<u32, u16>,
-        Mnemonic::Cdqe => extend::<u64, u32>,
+        Mnemonic::Cbw => hot!(d, extend::<u16, u8>, infallible(extend::<u16, u8>)),
+        Mnemonic::Cwde => hot!(d, extend::<u32, u16>, infallible(extend::<u32, u16>)),
+        Mnemonic::Cdqe => hot!(d, extend::<u64, u32>, infallible(extend::<u64, u32>)),
         Mnemonic::Cwd => sign::<u16>,
-        Mnemonic::Cdq => sign::<u32>,
-        Mnemonic::Cqo => sign::<u64>,
+        Mnemonic::Cdq => hot!(d, sign::<u32>, infallible(sign::<u32>)),
+        Mnemonic::Cqo => hot!(d, sign::<u64>, infallible(sign::<u64>)),
         Mnemonic::Lahf => lahf,
         Mnemonic::Sahf => sahf,
         Mnemonic::Clc => clc,

@@ -222,7 +222,8 @@ macro_rules! extend {
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     if let Some(cc) = condition(d.i.condition_code()) {
-        if d.i.is_jcc_short_or_near() {
+        // Branches have conditions, too, and their target in `imm`.
+        if !matches!(d.shape, Shape::R | Shape::M | Shape::RR | Shape::RM) {
             return None;
         }
         d.op.imm = cc;

@@ -1,6 +1,6 @@
 //! MUL, IMUL, DIV, IDIV.
 
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width, hot_by_width, sure_by_width};
 use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow, Stop, slot};
 use crate::mem::Word;
@@ -135,6 +135,7 @@ fn multiply<W: Word>(cpu: &mut Cpu, dst: u8, a: W, b: W) {
     cpu.regs.put(dst, r);
 }
 
+#[inline(always)]
 fn imul_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (a, b): (W, W) = (cpu.regs.get(op.dst), cpu.regs.get(op.src));
     multiply(cpu, op.dst, a, b);
@@ -148,10 +149,19 @@ fn imul_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
+#[inline(always)]
 fn imul_rri<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let a: W = cpu.regs.get(op.src);
     multiply(cpu, op.dst, a, W::from_u64(op.imm));
     Ok(())
+}
+
+#[inline(always)]
+fn fast_imul_rm<W: Word>(cpu: &mut Cpu, op: &Op) -> bool {
+    let Some(b) = cpu.fast_load::<W>(op) else { return false };
+    let a: W = cpu.regs.get(op.dst);
+    multiply(cpu, op.dst, a, b);
+    true
 }
 
 fn imul_rmi<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
@@ -174,9 +184,9 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     match (d.i.mnemonic(), d.i.op_count(), d.shape) {
         (Mnemonic::Mul, ..) => wide::<Mul>(d),
         (Mnemonic::Imul, 1, _) => wide::<Imul>(d),
-        (Mnemonic::Imul, 2, Shape::RR) => by_width!(bits, imul_rr),
-        (Mnemonic::Imul, 2, Shape::RM) => by_width!(bits, imul_rm),
-        (Mnemonic::Imul, 3, Shape::RR) => by_width!(bits, imul_rri),
+        (Mnemonic::Imul, 2, Shape::RR) => sure_by_width!(d, bits, imul_rr),
+        (Mnemonic::Imul, 2, Shape::RM) => hot_by_width!(d, bits, imul_rm, fast_imul_rm),
+        (Mnemonic::Imul, 3, Shape::RR) => sure_by_width!(d, bits, imul_rri),
         (Mnemonic::Imul, 3, Shape::RM) => by_width!(bits, imul_rmi),
         (Mnemonic::Div, ..) => wide::<Div>(d),
         (Mnemonic::Idiv, ..) => wide::<Idiv>(d),

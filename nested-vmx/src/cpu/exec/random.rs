@@ -17,6 +17,16 @@ impl Cpu {
     }
 }
 
+fn rdrand<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.intercept_rdrand(op)?;
+    random::<W>(cpu, op)
+}
+
+fn rdseed<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.intercept_rdseed(op)?;
+    random::<W>(cpu, op)
+}
+
 /// Always succeeds: CF is 1, the other status flags 0.
 fn random<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let v = cpu.next_random();
@@ -27,7 +37,8 @@ fn random<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
     match d.i.mnemonic() {
-        Mnemonic::Rdrand | Mnemonic::Rdseed => by_width!(d.width(0), random),
+        Mnemonic::Rdrand => by_width!(d.width(0), rdrand),
+        Mnemonic::Rdseed => by_width!(d.width(0), rdseed),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 //! Undefined flags are as Intel's processors have them: OF after any count follows the formula for a count of one, AF is 0.
 
 use crate::cpu::access::Use;
-use crate::cpu::decode::{Decoded, Selected, Shape, by_width};
+use crate::cpu::decode::{Decoded, Selected, Shape, by_width, sure_by_width};
 use crate::cpu::flags::Flags;
 use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow, slot};
@@ -99,7 +99,7 @@ impl Shift for Ror {
     }
 }
 
-/// Rotates (CF, a) left by `n`, which is at most the number of its bits.
+/// Rotates (CF, a) left by `n`, 1 to the operand's width. A count of 0 modulo its number of bits changes no flag.
 #[inline(always)]
 fn rotate_through_carry<W: Word>(cf: bool, a: W, n: u32) -> (W, bool) {
     let width = W::BITS + 1;
@@ -112,7 +112,11 @@ struct Rcl;
 impl Shift for Rcl {
     #[inline(always)]
     fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
-        let (r, cf) = rotate_through_carry(f.cf(), a, n % (W::BITS + 1));
+        let n = n % (W::BITS + 1);
+        if n == 0 {
+            return (a, f);
+        }
+        let (r, cf) = rotate_through_carry(f.cf(), a, n);
         rotated(f, r, cf, sign(r) != cf)
     }
 }
@@ -121,7 +125,11 @@ struct Rcr;
 impl Shift for Rcr {
     #[inline(always)]
     fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
-        let (r, cf) = rotate_through_carry(f.cf(), a, W::BITS + 1 - n % (W::BITS + 1));
+        let n = n % (W::BITS + 1);
+        if n == 0 {
+            return (a, f);
+        }
+        let (r, cf) = rotate_through_carry(f.cf(), a, W::BITS + 1 - n);
         rotated(f, r, cf, top_bits_differ(r))
     }
 }
@@ -152,6 +160,7 @@ fn masked<W: Word, C: Count>(cpu: &Cpu, op: &Op) -> u32 {
     C::count(cpu, op) as u32 & if W::BITS == 64 { 63 } else { 31 }
 }
 
+#[inline(always)]
 fn r<W: Word, S: Shift, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let n = masked::<W, C>(cpu, op);
     let a: W = cpu.regs.get(op.dst);
@@ -211,6 +220,7 @@ impl Double for Shrd {
     }
 }
 
+#[inline(always)]
 fn double_r<W: Word, D: Double, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let n = masked::<W, C>(cpu, op);
     let a: W = cpu.regs.get(op.dst);
@@ -236,23 +246,23 @@ fn double_m<W: Word, D: Double, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
-fn shift<S: Shift>(d: &Decoded) -> Selected {
+fn shift<S: Shift>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match (d.shape, d.i.op_kind(1), d.i.op_register(1)) {
-        (Shape::RR, _, Register::CL) => by_width!(bits, r, S, Cl),
+        (Shape::RR, _, Register::CL) => sure_by_width!(d, bits, r, S, Cl),
         (Shape::MR, _, Register::CL) => by_width!(bits, m, S, Cl),
-        (Shape::RI, ..) => by_width!(bits, r, S, Imm),
+        (Shape::RI, ..) => sure_by_width!(d, bits, r, S, Imm),
         (Shape::MI, ..) => by_width!(bits, m, S, Imm),
         _ => None,
     }
 }
 
-fn double<D: Double>(d: &Decoded) -> Selected {
+fn double<D: Double>(d: &mut Decoded) -> Selected {
     let bits = d.width(0);
     match (d.shape, d.i.op_kind(2)) {
-        (Shape::RR, OpKind::Register) => by_width!(bits, double_r, D, Cl),
+        (Shape::RR, OpKind::Register) => sure_by_width!(d, bits, double_r, D, Cl),
         (Shape::MR, OpKind::Register) => by_width!(bits, double_m, D, Cl),
-        (Shape::RR, _) => by_width!(bits, double_r, D, Imm),
+        (Shape::RR, _) => sure_by_width!(d, bits, double_r, D, Imm),
         (Shape::MR, _) => by_width!(bits, double_m, D, Imm),
         _ => None,
     }

@@ -66,6 +66,8 @@ impl Cpu {
 trait StringOp {
     /// Ends the repetition by ZF.
     const COMPARES: bool = false;
+    /// What a count of 0 zero-extends, besides RCX, when addresses have 32 bits: as Intel's processors do it.
+    const EXTENDS: &[u8] = &[];
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow;
     /// Does up to `count` iterations inside a page, upwards; returns how many.
     #[inline(always)]
@@ -85,6 +87,7 @@ fn inside_page<W: Word>(cpu: &Cpu, op: &Op, n: u8, lin: u64, count: u64) -> u64 
 
 struct Movs;
 impl StringOp for Movs {
+    const EXTENDS: &[u8] = &[slot::RSI, slot::RDI];
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
         let from = cpu.string_source(op, W::BYTES)?;
@@ -121,6 +124,7 @@ impl StringOp for Movs {
 
 struct Stos;
 impl StringOp for Stos {
+    const EXTENDS: &[u8] = &[slot::RDI];
     #[inline(always)]
     fn step<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
         let to = cpu.string_destination(op, W::BYTES, Use::Write)?;
@@ -203,11 +207,13 @@ fn once<W: Word, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Flow {
 }
 
 fn repeated<W: Word, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Flow {
+    if cpu.regs.r(slot::RCX) & op.address_mask() == 0 {
+        cpu.string_add(op, slot::RCX, 0);
+        O::EXTENDS.iter().for_each(|&n| cpu.string_add(op, n, 0));
+        return Ok(());
+    }
     loop {
         let count = cpu.regs.r(slot::RCX) & op.address_mask();
-        if count == 0 {
-            return Ok(());
-        }
         let mut done = 0;
         if count >= BULK && cpu.special == 0 && !cpu.flags.has(DF) {
             done = O::bulk::<W>(cpu, op, (count - 1) % PIECE + 1);

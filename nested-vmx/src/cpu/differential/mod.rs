@@ -1,0 +1,86 @@
+//! The emulated processor against the host's: each form of each instruction, with random operands, on both.
+//!
+//! `cargo test -p nested-vmx --lib differential -- --nocapture` prints how many forms were compared. Another family of
+//! instructions joins by a test that filters [`forms::all`] and calls [`Harness::compare`].
+
+mod case;
+mod forms;
+mod host;
+mod random;
+mod table;
+
+use case::{Harness, Verdict};
+use iced_x86::{FlowControl, Instruction, Mnemonic, OpKind};
+use random::Rng;
+use std::collections::BTreeMap;
+
+/// What an instruction reads and writes.
+#[derive(Clone, PartialEq, Eq)]
+pub struct State {
+    pub regs: [u64; 16],
+    pub flags: u64,
+    pub memory: Box<[u8; host::SCRATCH_LEN]>,
+    /// FXSAVE image.
+    pub fx: [u8; 512],
+    /// A branch to [`host::PAD`] was taken.
+    pub taken: bool,
+}
+
+/// Why an unprivileged integer instruction is not compared with the host's.
+fn left_out(i: &Instruction) -> Option<&'static str> {
+    use Mnemonic::*;
+    let far = |n| matches!(i.op_kind(n), OpKind::FarBranch16 | OpKind::FarBranch32);
+    Some(match i.mnemonic() {
+        _ if i.is_privileged() => "privileged",
+        _ if matches!(i.flow_control(), FlowControl::Interrupt) => "enters the kernel",
+        Syscall | Sysenter | Sysexit | Sysret | Vmcall | Vmfunc => "enters the kernel",
+        Jmp | Call if i.is_jmp_far_indirect() || i.is_call_far_indirect() || far(0) => "loads a segment",
+        Retf | Iret | Iretd | Iretq | Lds | Les | Lfs | Lgs | Lss => "loads a segment",
+        In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => "ports",
+        Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => "flags of the host's kernel",
+        Lar | Lsl | Verr | Verw | Sldt | Str | Smsw | Sgdt | Sidt => "the host's descriptor tables",
+        Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => "the host's segments",
+        Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Rdpid | Xgetbv => "differs by nature",
+        _ => return None,
+    })
+}
+
+#[test]
+fn every_integer_form_agrees_with_the_host() {
+    let mut harness = Harness::new();
+    let mut r = Rng::new(2);
+    let (mut tested, mut total) = (0, 0);
+    let mut skipped: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    let mut undefined_differs: BTreeMap<Mnemonic, u64> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (form, templates) in forms::all(64) {
+        let Some(example) = harness.example(form, &templates) else { continue };
+        if !forms::is_integer(&example) || !harness.guest_has(form.code) {
+            continue;
+        }
+        total += 1;
+        let reason = left_out(&example).or((!harness.host_has(form.code)).then_some("not on this host"));
+        if let Some(reason) = reason {
+            skipped.entry(reason).or_default().push(format!("{:?}", form.code));
+            continue;
+        }
+        match harness.compare(form, &templates, &mut r) {
+            Verdict::Agrees { undefined_flags_differ } => {
+                tested += 1;
+                if undefined_flags_differ != 0 {
+                    *undefined_differs.entry(example.mnemonic()).or_default() |= undefined_flags_differ;
+                }
+            }
+            Verdict::Differs(text) => wrong.push(text),
+            Verdict::NotEncodable => skipped.entry("no encoding found").or_default().push(format!("{form:?}")),
+        }
+    }
+    for (reason, mut codes) in skipped {
+        codes.dedup();
+        println!("not compared ({reason}): {}", codes.join(" "));
+    }
+    println!("undefined flags that differ: {undefined_differs:x?}");
+    println!("forms tested {tested} of {total}");
+    assert!(wrong.is_empty(), "{} forms differ:\n{}", wrong.len(), wrong.join("\n"));
+    assert!(tested >= 700, "forms got lost: {tested}");
+}
