@@ -258,7 +258,7 @@ impl Harness {
                         _ => End::Other,
                     };
                 }
-                Err(StopKind::VmExit) => break End::Other,
+                Err(StopKind::VmExit | StopKind::Delivered) => break End::Other,
             }
         };
         s.regs = cpu.regs.general();
