@@ -9,9 +9,7 @@ use crate::cpu::flags::{ARITHMETIC, CF, DF, IF, OF, ZF};
 use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow, StopKind};
 use crate::testing::{PD, Rig};
-use iced_x86::{
-    Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register, RflagsBits,
-};
+use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register, RflagsBits};
 use std::fmt::Write;
 
 /// Encodings of a form, and operands for each.
@@ -230,7 +228,8 @@ impl Harness {
                 regs[n] = seen.regs[n];
             }
             let same_memory = seen.memory == expected.memory || undefined_result(i, before) && is_memory(i);
-            if (end, seen.taken) != (host_end, expected.taken) || seen.regs != regs || flags_differ != 0 || !same_memory {
+            if (end, seen.taken) != (host_end, expected.taken) || seen.regs != regs || flags_differ != 0 || !same_memory
+            {
                 return Err(explain(i, before, &expected, &seen, (host_end, end)));
             }
         }
@@ -402,4 +401,3 @@ fn explain(i: &Instruction, before: &State, host: &State, guest: &State, ends: (
     let _ = write!(text, "rax {:#x} rcx {:#x} rdx {:#x}", before.regs[0], before.regs[1], before.regs[2]);
     text
 }
-

@@ -36,8 +36,17 @@ pub struct Template {
 #[derive(Clone, Copy, Debug)]
 enum Head {
     /// Legacy prefixes (0 is none), REX.W, and the opcode's map.
-    Legacy { prefix: u8, operand_size: bool, w: bool, map: &'static [u8] },
-    Vex { map: u8, pp: u8, w: bool },
+    Legacy {
+        prefix: u8,
+        operand_size: bool,
+        w: bool,
+        map: &'static [u8],
+    },
+    Vex {
+        map: u8,
+        pp: u8,
+        w: bool,
+    },
 }
 
 const MAPS: [&[u8]; 4] = [&[], &[0x0f], &[0x0f, 0x38], &[0x0f, 0x3a]];
@@ -180,7 +189,9 @@ type Place = Option<(u32, u32, usize, u32)>;
 fn place(f: CpuidFeature) -> Option<Place> {
     use CpuidFeature::*;
     Some(Some(match f {
-        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CPUID | MULTIBYTENOP | PAUSE => return Some(None),
+        INTEL8086 | INTEL186 | INTEL286 | INTEL386 | INTEL486 | X64 | CPUID | MULTIBYTENOP | PAUSE => {
+            return Some(None);
+        }
         FPU | FPU287 | FPU387 => (1, 0, 3, 0),
         TSC => (1, 0, 3, 4),
         MSR => (1, 0, 3, 5),
@@ -244,7 +255,21 @@ pub fn is_integer(i: &Instruction) -> bool {
     let vector = |f: &CpuidFeature| {
         matches!(
             f,
-            FPU | FPU287 | FPU387 | MMX | SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | AVX | AVX2 | FXSR
+            FPU | FPU287
+                | FPU387
+                | MMX
+                | SSE
+                | SSE2
+                | SSE3
+                | SSSE3
+                | SSE4_1
+                | SSE4_2
+                | AES
+                | PCLMULQDQ
+                | SHA
+                | AVX
+                | AVX2
+                | FXSR
                 | XSAVE
         )
     };

@@ -119,7 +119,8 @@ fn set_up() {
     {
         let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
         // SAFETY: a new mapping; NOREPLACE fails rather than touch an existing one.
-        let p = unsafe { mmap_anonymous(address as *mut _, len as usize, prot, flags) }.expect("mapping the test's pages");
+        let p =
+            unsafe { mmap_anonymous(address as *mut _, len as usize, prot, flags) }.expect("mapping the test's pages");
         assert_eq!(p as u64, address);
     }
     put(

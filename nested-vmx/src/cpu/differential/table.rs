@@ -83,6 +83,9 @@ fn instruction_table_of_the_docs_is_current_and_never_shrinks() {
         std::fs::create_dir_all(std::path::Path::new(PATH).parent().unwrap()).unwrap();
         std::fs::write(PATH, &now).unwrap();
     } else {
-        assert!(now == old, "docs/instructions.md is stale: {REGENERATE}=1 cargo test -p nested-vmx --lib instruction_table");
+        assert!(
+            now == old,
+            "docs/instructions.md is stale: {REGENERATE}=1 cargo test -p nested-vmx --lib instruction_table"
+        );
     }
 }
