@@ -84,7 +84,12 @@ impl Cpu {
         vmx.set(Field::ExitQualification, exit.qualification);
         vmx.set(Field::GuestLinearAddress, exit.guest_linear);
         vmx.set(Field::GuestPhysicalAddress, exit.guest_physical);
-        vmx.set(Field::ExitInstructionLength, exit.instruction_length.into());
+        let length = match original {
+            // Of the instruction that raised it, so that L1 can inject it again.
+            Some(e) if e.kind.is_software() => e.length.into(),
+            _ => exit.instruction_length,
+        };
+        vmx.set(Field::ExitInstructionLength, length.into());
         vmx.set(Field::ExitInstructionInfo, exit.instruction_information.into());
         vmx.set(Field::ExitInterruptionInfo, exit.interruption.into());
         vmx.set(Field::ExitInterruptionErrorCode, exit.interruption_error_code.into());

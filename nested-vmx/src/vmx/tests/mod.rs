@@ -2,8 +2,10 @@
 //! page tables, descriptor tables and code.
 
 mod bench;
+mod icr;
 mod instructions;
 mod intercepts;
 mod mistakes;
 mod rules;
+mod saved_state;
 mod transitions;
