@@ -2,6 +2,7 @@
 
 use super::Cpu;
 use super::flags::{RF, TF};
+use super::state::shadow;
 use crate::arch::cr::dr;
 use crate::arch::exception;
 
@@ -50,9 +51,24 @@ impl Cpu {
         }
     }
 
+    /// Records I/O breakpoints that a port access hits; the trap comes after the instruction (CR4.DE enables them).
+    pub(super) fn note_port_breakpoint(&mut self, port: u16, size: u8) {
+        if self.dr7 & 0xff == 0 || !self.cr4.de() {
+            return;
+        }
+        for n in 0..4 {
+            let watched = u64::from([1u8, 2, 8, 4][(self.dr7 >> (18 + 4 * n) & 3) as usize]);
+            let start = self.dr[n] & !(watched - 1);
+            let overlaps = u64::from(port) < start.wrapping_add(watched) && start < u64::from(port) + u64::from(size);
+            if self.dr7 >> (2 * n) & 3 != 0 && self.dr7 >> (16 + 4 * n) & 3 == 2 && overlaps {
+                self.pending_debug |= 1 << n;
+            }
+        }
+    }
+
     /// Raises #DB if DR7 has an instruction breakpoint at RIP that RF does not suppress.
     pub(super) fn instruction_breakpoint(&mut self) -> bool {
-        if self.dr7 & 0xff == 0 || self.flags.has(RF) {
+        if self.dr7 & 0xff == 0 || self.flags.has(RF) || self.shadow & shadow::MOV_SS != 0 {
             return false;
         }
         let lin = self.mode.cs_base.wrapping_add(self.regs.rip());

@@ -30,6 +30,7 @@ mod segload;
 mod snapshot;
 mod state;
 mod stop;
+mod task;
 
 pub use boot_state::BootState;
 pub(crate) use decode::{Decoded, Selected, Shape};

@@ -91,6 +91,7 @@ impl Cpu {
             cs_base: if code_bits == 64 { 0 } else { cs.base },
         };
         self.data_access = match () {
+            _ if self.cpl == 3 && self.cr0.am() && self.flags.has(flags::AC) => Access::UserAligned,
             _ if self.cpl == 3 => Access::User,
             _ if self.flags.has(flags::AC) => Access::SupervisorAc,
             _ => Access::Supervisor,

@@ -18,13 +18,21 @@ impl Cpu {
         let gate = Descriptor { lower, upper: 0 };
         let known = matches!(
             gate.kind(),
-            system::INTERRUPT_GATE16 | system::TRAP_GATE16 | system::INTERRUPT_GATE | system::TRAP_GATE
+            system::TASK_GATE
+                | system::INTERRUPT_GATE16
+                | system::TRAP_GATE16
+                | system::INTERRUPT_GATE
+                | system::TRAP_GATE
         );
         if gate.s() || !known || event.by_program() && gate.dpl() < self.cpl {
             return Err(Stop::gp(error));
         }
         if !gate.p() {
             return Err(Stop::np(error));
+        }
+        if gate.kind() == system::TASK_GATE {
+            let return_ip = self.return_rip(event);
+            return self.deliver_to_task(event, gate.gate_selector(), return_ip);
         }
         let bits = if matches!(gate.kind(), system::INTERRUPT_GATE | system::TRAP_GATE) { 32 } else { 16 };
         let interrupt_gate = matches!(gate.kind(), system::INTERRUPT_GATE | system::INTERRUPT_GATE16);

@@ -8,6 +8,7 @@ use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected, by_width, segment};
 use crate::cpu::flags::DF;
 use crate::cpu::mmu::Wanted;
+use crate::cpu::mmu::tlb::Access;
 use crate::cpu::op::{Op, op_flags};
 use crate::cpu::seg::reg;
 use crate::cpu::state::special;
@@ -53,6 +54,9 @@ impl Cpu {
     /// The RAM offset of a string's part in one page, and whether the page may hold code. None: go element by element.
     fn string_page(&mut self, lin: u64, write: bool) -> Option<(u64, bool)> {
         let access = self.data_access;
+        if access == Access::UserAligned {
+            return None;
+        }
         let hit = if write { self.tlb.write(access, lin, 1) } else { self.tlb.read(access, lin, 1) };
         if let Some(offset) = hit {
             return Some((offset, false));

@@ -15,6 +15,6 @@ pub struct Wanted {
 
 impl Wanted {
     pub fn user(self) -> bool {
-        self.access == tlb::Access::User
+        matches!(self.access, tlb::Access::User | tlb::Access::UserAligned)
     }
 }

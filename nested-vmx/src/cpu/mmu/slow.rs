@@ -2,6 +2,7 @@
 
 use super::Wanted;
 use super::tlb::Access;
+use crate::arch::exception;
 use crate::bus::BusFlow;
 use crate::cpu::{Cpu, Stop};
 use crate::mem::{PAGE_SIZE, Word};
@@ -18,6 +19,10 @@ struct Piece {
 impl Cpu {
     /// Splits an access at the page boundary and translates both parts before either is touched.
     fn pieces(&mut self, lin: u64, len: u64, wanted: Wanted) -> Result<(Piece, Option<Piece>), Stop> {
+        // SDM 3, "Alignment Check Exception (#AC)"; 16-byte operands need no more than 8 here.
+        if wanted.access == Access::UserAligned && lin & (len.min(8) - 1) != 0 {
+            return Err(Stop::error(exception::AC, 0));
+        }
         let first_len = len.min(PAGE_SIZE - (lin & (PAGE_SIZE - 1)));
         let t = self.translate(lin, wanted)?;
         let first = Piece { gpa: t.gpa, ram_offset: t.ram_offset, len: first_len };

@@ -21,9 +21,13 @@ pub enum Access {
     /// Supervisor-mode with RFLAGS.AC=1.
     SupervisorAc = 1,
     User = 2,
+    /// User-mode with alignment checks (CR0.AM and RFLAGS.AC): never hits, so that the slow path sees every access.
+    UserAligned = 4,
 }
 
 const FETCH: usize = 3;
+const USED: usize = 4 * SETS;
+const ALL: usize = 8 * SETS;
 
 #[derive(Clone, Copy)]
 pub struct Entry {
@@ -59,7 +63,8 @@ pub struct ContextKey {
 }
 
 pub struct Tlb {
-    entries: Box<[Entry; 4 * SETS]>,
+    /// [`USED`] ones, then those that are never filled: [`Access::UserAligned`]'s.
+    entries: Box<[Entry; ALL]>,
     context: u64,
     contexts: HashMap<ContextKey, u64>,
     key: ContextKey,
@@ -75,7 +80,7 @@ fn set(lin: u64) -> usize {
 impl Default for Tlb {
     fn default() -> Self {
         let mut t = Self {
-            entries: vec![EMPTY; 4 * SETS].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
+            entries: vec![EMPTY; ALL].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
             context: 0,
             contexts: HashMap::new(),
             key: ContextKey::default(),
@@ -90,14 +95,14 @@ impl Tlb {
     /// The RAM offset for a read of `size` bytes that does not leave the page.
     #[inline(always)]
     pub fn read(&self, access: Access, lin: u64, size: u64) -> Option<u64> {
-        let e = &self.entries[(access as usize * SETS + set(lin)) & (4 * SETS - 1)];
+        let e = &self.entries[(access as usize * SETS + set(lin)) & (ALL - 1)];
         let tag = lin.wrapping_add(size - 1) & !0xfff | self.context;
         (e.read == tag).then(|| lin.wrapping_add(e.addend))
     }
 
     #[inline(always)]
     pub fn write(&self, access: Access, lin: u64, size: u64) -> Option<u64> {
-        let e = &self.entries[(access as usize * SETS + set(lin)) & (4 * SETS - 1)];
+        let e = &self.entries[(access as usize * SETS + set(lin)) & (ALL - 1)];
         let tag = lin.wrapping_add(size - 1) & !0xfff | self.context;
         (e.write == tag).then(|| lin.wrapping_add(e.addend))
     }
@@ -112,6 +117,9 @@ impl Tlb {
     }
 
     pub fn fill(&mut self, access: Access, f: &Fill) {
+        if access == Access::UserAligned {
+            return;
+        }
         let tag = f.lin & !0xfff | self.context;
         let e = &mut self.entries[access as usize * SETS + set(f.lin)];
         *e = Entry {
@@ -167,7 +175,7 @@ impl Tlb {
     /// Everything, in all contexts.
     pub fn flush(&mut self) {
         self.generation += 1;
-        self.entries.fill(EMPTY);
+        self.entries[..USED].fill(EMPTY);
     }
 
     /// Everything of contexts that `which` names; global translations too if `globals`.
@@ -177,7 +185,7 @@ impl Tlb {
         for (k, &c) in &self.contexts {
             hit[c as usize] = which(k);
         }
-        for e in self.entries.iter_mut() {
+        for e in self.entries[..USED].iter_mut() {
             let tag = if e.read != NONE { e.read } else { e.write };
             if tag != NONE && hit[(tag & 0x7ff) as usize] && (globals || e.info & GLOBAL == 0) {
                 *e = EMPTY;
@@ -188,7 +196,7 @@ impl Tlb {
     /// Every translation of the page that holds `lin`, in all contexts and for all page sizes.
     pub fn flush_page(&mut self, lin: u64) {
         self.generation += 1;
-        for e in self.entries.iter_mut() {
+        for e in self.entries[..USED].iter_mut() {
             let tag = if e.read != NONE { e.read } else { e.write };
             if tag != NONE && (tag ^ lin) & !(e.info & !GLOBAL | 0xfff) == 0 {
                 *e = EMPTY;
@@ -198,7 +206,7 @@ impl Tlb {
 
     /// No fast writes to this page of RAM any more: it is about to hold decoded code.
     pub fn revoke_writes(&mut self, ram_page_offset: u64) {
-        for e in self.entries.iter_mut() {
+        for e in self.entries[..USED].iter_mut() {
             if e.write != NONE && (e.write & !0xfff).wrapping_add(e.addend) == ram_page_offset {
                 e.write = NONE;
             }
@@ -207,7 +215,7 @@ impl Tlb {
 
     /// No fast writes at all (a page that another processor is about to decode).
     pub fn revoke_all_writes(&mut self) {
-        for e in self.entries.iter_mut() {
+        for e in self.entries[..USED].iter_mut() {
             e.write = NONE;
         }
     }

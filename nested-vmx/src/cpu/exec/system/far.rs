@@ -85,11 +85,6 @@ impl Cpu {
         Err(Stop::JUMPED)
     }
 
-    /// Call gates, task gates and TSSs.
-    fn far_system(&mut self, _op: &Op, selector: Selector, _target: Found, _call: bool) -> Flow {
-        Err(Stop::gp(selector.error()))
-    }
-
     /// Reads `bits` (16, 32 or 64) from the stack, `above` bytes above its top.
     pub(super) fn peek_wide(&mut self, bits: u32, above: u64) -> Result<u64, Stop> {
         match bits {

@@ -1,8 +1,9 @@
-//! IN and OUT.
+//! IN, OUT, INS, OUTS.
 
 use crate::bus::BusFlow;
-use crate::cpu::decode::{Decoded, Selected};
-use crate::cpu::op::{Handler, Op};
+use crate::cpu::access::Use;
+use crate::cpu::decode::{Decoded, Selected, segment};
+use crate::cpu::op::{Handler, Op, op_flags};
 use crate::cpu::seg::reg;
 use crate::cpu::{Cpu, Flow, Stop, slot};
 use crate::mem::Word;
@@ -57,6 +58,7 @@ fn access<W: Word>(cpu: &mut Cpu, op: &Op, write: bool) -> Result<u16, Stop> {
     cpu.check_port(port, size)?;
     let immediate = op.src != slot::RDX;
     cpu.intercept_io(op, IoAccess { port, size, input: !write, immediate, string_lin: None })?;
+    cpu.note_port_breakpoint(port, size);
     Ok(port)
 }
 
@@ -75,11 +77,78 @@ fn output<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     Err(Stop::COMPLETED)
 }
 
+/// One iteration: the count in rCX is the caller's business.
+fn input_string<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let (port, size) = (cpu.regs.get(slot::RDX), W::BYTES as u8);
+    cpu.check_port(port, size)?;
+    let lin = cpu.string_destination(op, W::BYTES, Use::Write)?;
+    cpu.intercept_io(op, IoAccess { port, size, input: true, immediate: false, string_lin: Some(lin) })?;
+    // A fault comes before the port is read.
+    cpu.modify(lin, false, |v: W| v)?;
+    cpu.note_port_breakpoint(port, size);
+    let v: W = cpu.port_read(port);
+    cpu.store(lin, v)?;
+    let delta = cpu.string_delta(W::BYTES);
+    cpu.string_add(op, slot::RDI, delta);
+    Ok(())
+}
+
+fn output_string<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let (port, size) = (cpu.regs.get(slot::RDX), W::BYTES as u8);
+    cpu.check_port(port, size)?;
+    let lin = cpu.string_source(op, W::BYTES)?;
+    cpu.intercept_io(op, IoAccess { port, size, input: false, immediate: false, string_lin: Some(lin) })?;
+    let v: W = cpu.load(lin)?;
+    cpu.note_port_breakpoint(port, size);
+    cpu.port_write(port, v);
+    let delta = cpu.string_delta(W::BYTES);
+    cpu.string_add(op, slot::RSI, delta);
+    Ok(())
+}
+
+/// Each iteration ends with a look at what the device may have asked for.
+fn string<W: Word, const INPUT: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
+    let repeated = op.has(op_flags::REP | op_flags::REPNE);
+    let count = cpu.regs.r(slot::RCX) & op.address_mask();
+    if repeated && count == 0 {
+        return Ok(());
+    }
+    if INPUT {
+        input_string::<W>(cpu, op)?
+    } else {
+        output_string::<W>(cpu, op)?
+    }
+    if repeated {
+        cpu.string_add(op, slot::RCX, u64::MAX);
+        if count > 1 {
+            // Counts as an instruction, so that the budget bounds it.
+            cpu.retired += 1;
+            return Err(Stop::AGAIN);
+        }
+    }
+    Err(Stop::COMPLETED)
+}
+
+fn select_string(d: &mut Decoded) -> Selected {
+    let handler: Handler = match d.i.mnemonic() {
+        Mnemonic::Insb => string::<u8, true>,
+        Mnemonic::Insw => string::<u16, true>,
+        Mnemonic::Insd => string::<u32, true>,
+        Mnemonic::Outsb => string::<u8, false>,
+        Mnemonic::Outsw => string::<u16, false>,
+        Mnemonic::Outsd => string::<u32, false>,
+        _ => return None,
+    };
+    d.ends = true;
+    d.op.seg = segment(d.i.memory_segment());
+    Some(handler)
+}
+
 pub(super) fn select(d: &mut Decoded) -> Selected {
     let (input_port, data) = match d.i.mnemonic() {
         Mnemonic::In => (1, 0),
         Mnemonic::Out => (0, 1),
-        _ => return None,
+        _ => return select_string(d),
     };
     let bytes = d.i.op_register(data).size();
     d.op.src = if d.i.op_kind(input_port) == OpKind::Register { slot::RDX } else { slot::ZERO };

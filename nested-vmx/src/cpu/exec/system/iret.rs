@@ -65,9 +65,9 @@ fn real<W: Word>(cpu: &mut Cpu) -> Flow {
     cpu.jump_far(cs, rip)
 }
 
-fn protected<W: Word>(cpu: &mut Cpu, _op: &Op) -> Flow {
+fn protected<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     if cpu.flags.has(flags::NT) {
-        return Err(Stop::GP0);
+        return cpu.return_to_task(op);
     }
     let rip = cpu.peek_wide(W::BITS, 0)?;
     let selector = Selector(cpu.peek_wide(W::BITS, W::BYTES)? as u16);

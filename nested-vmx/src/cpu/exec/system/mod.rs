@@ -14,13 +14,18 @@ macro_rules! sized {
 mod control;
 mod far;
 mod flags;
+mod gate;
 mod interrupt;
 mod io;
 mod iret;
 mod model;
 mod paging;
 mod segment;
+mod syscall;
 mod tables;
+#[cfg(test)]
+mod tests;
+mod verify;
 
 use crate::cpu::decode::{Decoded, Selected};
 use crate::cpu::{Cpu, Flow, Stop};
@@ -36,6 +41,8 @@ pub(in crate::cpu) fn select(d: &mut Decoded) -> Selected {
         .or_else(|| io::select(d))
         .or_else(|| model::select(d))
         .or_else(|| paging::select(d))
+        .or_else(|| syscall::select(d))
+        .or_else(|| verify::select(d))
 }
 
 impl Cpu {

@@ -1,4 +1,4 @@
-//! CPUID, RDMSR, WRMSR, RDTSC, RDTSCP, PAUSE.
+//! CPUID, RDMSR, WRMSR, RDTSC, RDTSCP, RDPMC, PAUSE.
 
 use crate::cpu::decode::{Decoded, Selected};
 use crate::cpu::op::{Handler, Op};
@@ -70,6 +70,15 @@ fn rdtscp(cpu: &mut Cpu, op: &Op) -> Flow {
     Ok(())
 }
 
+/// There is no performance counter.
+fn rdpmc(cpu: &mut Cpu, _: &Op) -> Flow {
+    if cpu.cpl > 0 && !cpu.cr4.pce() {
+        return Err(Stop::GP0);
+    }
+    cpu.intercept_rdpmc()?;
+    Err(Stop::GP0)
+}
+
 fn pause(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.intercept_pause()?;
     Ok(())
@@ -95,6 +104,7 @@ pub(super) fn select(d: &mut Decoded) -> Selected {
             d.op.imm = d.index.into();
             rdtscp
         }
+        Mnemonic::Rdpmc => rdpmc,
         Mnemonic::Pause => pause,
         _ => return None,
     };

@@ -1,5 +1,7 @@
-//! INVLPG, INVD, WBINVD.
+//! INVLPG, INVPCID, INVD, WBINVD.
 
+use crate::arch::is_canonical;
+use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected};
 use crate::cpu::op::{Handler, Op};
 use crate::cpu::{Cpu, Flow, Stop};
@@ -12,6 +14,39 @@ fn invlpg(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.intercept_invlpg(lin)?;
     cpu.tlb.flush_page(lin);
     // What follows may have to be fetched anew.
+    Err(Stop::COMPLETED)
+}
+
+/// Types of INVPCID.
+mod invalidate {
+    pub const ADDRESS: u64 = 0;
+    pub const CONTEXT: u64 = 1;
+    pub const ALL: u64 = 2;
+    pub const ALL_BUT_GLOBALS: u64 = 3;
+}
+
+fn invpcid(cpu: &mut Cpu, op: &Op) -> Flow {
+    cpu.require_cpl0()?;
+    cpu.intercept_invpcid(op)?;
+    let kind = if cpu.code64() { cpu.regs.r(op.dst) } else { cpu.regs.r(op.dst) & 0xffff_ffff };
+    let at = cpu.linear(op, 16, Use::Read)?;
+    let pcid: u64 = cpu.load(at)?;
+    let lin: u64 = cpu.load(if cpu.code64() { at.wrapping_add(8) } else { at.wrapping_add(8) & 0xffff_ffff })?;
+    let one_pcid = matches!(kind, invalidate::ADDRESS | invalidate::CONTEXT);
+    let bad = kind > invalidate::ALL_BUT_GLOBALS
+        || pcid >> 12 != 0
+        || one_pcid && pcid != 0 && !cpu.cr4.pcide()
+        || kind == invalidate::ADDRESS && !is_canonical(lin);
+    if bad {
+        return Err(Stop::GP0);
+    }
+    let vpid = cpu.tlb.key().vpid;
+    match kind {
+        invalidate::ADDRESS => cpu.tlb.flush_page(lin),
+        invalidate::CONTEXT => cpu.tlb.flush_contexts(false, |k| k.vpid == vpid && u64::from(k.pcid) == pcid),
+        invalidate::ALL => cpu.flush_own(true),
+        _ => cpu.flush_own(false),
+    }
     Err(Stop::COMPLETED)
 }
 
@@ -42,10 +77,11 @@ impl Cpu {
 pub(super) fn select(d: &mut Decoded) -> Selected {
     let handler: Handler = match d.i.mnemonic() {
         Mnemonic::Invlpg => invlpg,
+        Mnemonic::Invpcid => invpcid,
         Mnemonic::Wbinvd | Mnemonic::Wbnoinvd => wbinvd,
         Mnemonic::Invd => invd,
         _ => return None,
     };
-    d.ends = d.i.mnemonic() == Mnemonic::Invlpg;
+    d.ends = matches!(d.i.mnemonic(), Mnemonic::Invlpg | Mnemonic::Invpcid);
     Some(handler)
 }
