@@ -1,0 +1,52 @@
+//! `nestctl demo`: the main job.
+
+use nestd_guests::L1;
+
+use crate::rig::{File, json, nestctl, ok, stderr, stdout};
+
+#[test]
+fn the_demo_shows_all_nine_steps_through_both_apic_modes() {
+    let output = ok(nestctl(&["demo"]));
+    assert_eq!(output.matches("All nine steps were seen").count(), 2, "{output}");
+    for (mode, timeline) in ["xAPIC page", "x2APIC MSR"].into_iter().zip(output.split("L2 starts its second").skip(1)) {
+        assert!(timeline.contains(mode), "{output}");
+        let steps: Vec<&str> =
+            timeline.lines().filter(|l| l.starts_with(|c: char| c.is_ascii_digit())).map(|l| &l[..1]).collect();
+        assert_eq!(steps, ["1", "2", "3", "4", "5", "6", "7", "8", "9"], "{timeline}");
+    }
+    assert!(output.contains("INIT_RECEIVED") && output.contains("Where to go next"), "{output}");
+}
+
+#[test]
+fn the_demos_json_is_one_event_a_line() {
+    let output = ok(nestctl(&["demo", "--apic", "x2apic", "--output", "json"]));
+    let kinds: Vec<String> = output.lines().map(|l| json(l)["kind"].as_str().unwrap().to_owned()).collect();
+    for kind in ["ICR_WRITE", "VM_EXIT", "VM_ENTRY", "MP_STATE"] {
+        assert!(kinds.iter().any(|k| k == &format!("EVENT_KIND_{kind}")), "{kind} is not in {kinds:?}");
+    }
+}
+
+#[test]
+fn a_mutant_l1_fails_the_demo_at_the_step_that_it_breaks() {
+    for (mutant, step) in [(L1::StaysActive, "step 4 is missing"), (L1::IgnoresSipi, "step 8 is missing")] {
+        let l1 = File::new(nestd_guests::l1(mutant));
+        for apic in ["xapic", "x2apic"] {
+            let output = nestctl(&["demo", "--apic", apic, "--l1", l1.text()]);
+            assert_eq!(output.status.code(), Some(1), "{mutant:?} {apic}: {}", stdout(&output));
+            assert!(stderr(&output).contains(step), "{mutant:?} {apic}: {}", stderr(&output));
+        }
+    }
+}
+
+#[test]
+fn kernel_nesting_that_the_host_lacks_is_refused_with_emulated_offered() {
+    let host = json(&ok(nestctl(&["host", "--output", "json"])));
+    let kernel = host["engines"].as_array().unwrap().iter().find(|e| e["nested"] == "NESTED_KERNEL").unwrap();
+    if kernel["possible"] == true {
+        println!("skipped: this host nests");
+        return;
+    }
+    let output = nestctl(&["demo", "--nested", "kernel"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("--nested emulated"), "{}", stderr(&output));
+}

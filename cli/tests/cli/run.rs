@@ -1,0 +1,38 @@
+//! `nestctl run`: the guest's console and exit status.
+
+use crate::rig::{File, Server, guest, nestctl, stderr, stdout};
+
+#[test]
+fn the_guests_console_and_exit_status_are_the_commands() {
+    let image = File::new(guest::HELLO);
+    let args = ["run", "--kernel", image.text(), "--flat", "0x7c00", "--nested", "emulated", "--memory", "2M"];
+    let output = nestctl(&args);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0x10 << 1 | 1), "hi\n"), "{}", stderr(&output));
+    // The same on a daemon that is named, which is left without the VM.
+    let server = Server::start();
+    let output = server.nestctl(&args);
+    assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0x10 << 1 | 1), "hi\n"), "{}", stderr(&output));
+    assert_eq!(server.json(&["vm", "list"])["vms"], serde_json::json!([]));
+}
+
+#[test]
+fn a_guest_that_does_not_end_is_stopped_by_the_timeout() {
+    let image = File::new(guest::SPIN);
+    let output =
+        nestctl(&["run", "--kernel", image.text(), "--flat", "0x7c00", "--nested", "emulated", "--timeout", "100ms"]);
+    assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
+}
+
+#[test]
+fn what_cannot_run_exits_126_with_a_hint() {
+    let output = nestctl(&["run"]);
+    assert_eq!(output.status.code(), Some(126));
+    assert!(stderr(&output).contains("--kernel FILE"));
+    let output = nestctl(&["run", "--kernel", "/nonexistent"]);
+    assert_eq!(output.status.code(), Some(126));
+    assert!(stderr(&output).contains("cannot read /nonexistent"));
+    // Neither multiboot nor ELF.
+    let image = File::new(&[0; 4096]);
+    let output = nestctl(&["run", "--kernel", image.text(), "--nested", "emulated"]);
+    assert_eq!(output.status.code(), Some(126), "{}", stderr(&output));
+}
