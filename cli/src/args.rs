@@ -32,11 +32,10 @@ pub struct Cli {
     pub command: Command,
 }
 
+// Where a command has arguments of its own, they carry its help.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Watch an L1 hypervisor start its L2's second processor by INIT and SIPI VM exits.
     Demo(DemoArgs),
-    /// Boot one machine, with its serial console on standard output.
     Run(RunArgs),
     /// Virtual machines of a daemon.
     #[command(subcommand)]
@@ -44,9 +43,7 @@ pub enum Command {
     /// The processors of a VM: state, INIT, SIPI, NMI, pinning.
     #[command(subcommand)]
     Vcpu(VcpuCommand),
-    /// The VMCS that a guest hypervisor made current, field by field.
     Vmcs12(Vmcs12Args),
-    /// What happened on a VM's processors, causes before effects.
     Events(EventsArgs),
     /// What this host can do, and which engine each kind of nesting gets.
     Host,

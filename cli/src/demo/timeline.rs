@@ -57,6 +57,7 @@ fn actor(line: &Line) -> &'static str {
 fn what(line: &Line) -> String {
     let activity = |a: v1::ActivityState| a.label().to_lowercase().replace('_', "-");
     match (line.step, &line.event.detail) {
+        (Some(2), Some(Detail::Init(_))) => "the INIT is pending at its target, where nothing blocks it".into(),
         (Some(3), Some(Detail::VmExit(_))) => "VM exit 3 (INIT signal) to L1; the INIT is consumed".into(),
         (Some(4), Some(Detail::VmEntry(e))) => {
             format!("writes activity state {} and executes VMRESUME", activity(e.activity_state()))

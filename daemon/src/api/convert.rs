@@ -338,6 +338,11 @@ pub fn event(vm: &str, record: &EventRecord) -> v1::Event {
         Level::L1 => v1::Level::L1,
         Level::L2 => v1::Level::L2,
     };
+    let cause_id = match record.what {
+        // An ICR write's own id is in its detail; nothing caused it.
+        What::Processor(Detail::IcrWrite { id, .. }) if id == record.cause => 0,
+        _ => record.cause,
+    };
     v1::Event {
         sequence: record.seq,
         vcpu: (record.vcpu != WHOLE_VM).then_some(record.vcpu),
@@ -345,7 +350,7 @@ pub fn event(vm: &str, record: &EventRecord) -> v1::Event {
         time_ns: record.time_ns,
         level: level as i32,
         kind: kind as i32,
-        cause_id: record.cause,
+        cause_id,
         mp_state: mp_state(record.mp_state) as i32,
         activity_state: activity(record.activity) as i32,
         vm: vm.into(),
