@@ -48,9 +48,13 @@ pub enum Command {
     /// What this host can do, and which engine each kind of nesting gets.
     Host,
     /// Print a completion script: `nestctl completions bash > ~/.local/share/bash-completion/completions/nestctl`.
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        shell: clap_complete::Shell,
+    },
     /// Write the man pages into a directory.
-    Man { directory: PathBuf },
+    Man {
+        directory: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
