@@ -50,6 +50,11 @@ pub enum BusFlow {
 }
 
 pub trait Bus: Send {
+    /// How many instructions the processor has retired, told before it accesses a port or MMIO: devices that count
+    /// time are read at the time of the access. A bus without time ignores it.
+    fn stand_at(&mut self, retired: u64) {
+        let _ = retired;
+    }
     fn io_read(&mut self, port: u16, size: u8) -> u32;
     fn io_write(&mut self, port: u16, size: u8, value: u32) -> BusFlow;
     /// Reads from an address that is neither RAM nor this processor's APIC page. Nothing there reads all ones.

@@ -81,6 +81,10 @@ impl MachineBus {
 }
 
 impl Bus for MachineBus {
+    fn stand_at(&mut self, retired: u64) {
+        self.retired = retired;
+    }
+
     fn io_read(&mut self, port: u16, size: u8) -> u32 {
         let now = self.now();
         self.wiring.with_devices(self.i, now, |devices, out| {

@@ -121,3 +121,29 @@ fn a_reset_puts_every_processor_and_memory_back_and_time_goes_on() {
     assert_eq!(vm.state(), VmState::Running);
     assert_eq!(vm.inject(1, Injection::Sipi { vector: 1 }).unwrap().disposition, Disposition::Started);
 }
+
+#[test]
+fn the_pit_counts_guest_time_to_the_block() {
+    // PIT channel 2, mode 0, counts down from 0xffff with its gate open; then 2000 turns of a loop; then it is read
+    // and written to the console.
+    let image = [
+        &out(0x61, 1)[..],
+        &out(0x43, 0xb0),
+        &out(0x42, 0xff),
+        &out(0x42, 0xff),
+        &[0xb9, 0xd0, 0x07, 0xe2, 0xfe],                         // mov cx, 2000; loop $
+        &out(0x43, 0x80),                                        // latch
+        &[0xba, 0x42, 0x00, 0xec, 0x88, 0xc3, 0xec, 0x88, 0xc7], // in al, dx; mov bl, al; in al, dx; mov bh, al
+        &[0xba, 0xf8, 0x03, 0x88, 0xd8, 0xee, 0x88, 0xf8, 0xee], // to the console
+        &out(0xf4, 0),
+        &HLT_FOREVER,
+    ]
+    .concat();
+    let vm = flat("pit", &image, |_| {});
+    vm.start().unwrap();
+    ends(&vm);
+    let bytes = vm.console().read(0, 2).bytes;
+    let counted = 0xffff - u16::from_le_bytes([bytes[0], bytes[1]]);
+    // 2000 instructions are 2000 ns, which are 2.39 ticks of 1.193182 MHz.
+    assert!((2..=3).contains(&counted), "{counted}");
+}

@@ -105,7 +105,7 @@ impl Events {
         let mask = (1u64 << CAUSE_BITS) - 1;
         let last = self.last_cause.load(Ordering::Relaxed);
         // None this young has these bits: only a sender's own mistake leads here, and 0 means "unknown".
-        last.checked_sub(last.wrapping_sub(u64::from(low)) & mask).unwrap_or(0)
+        last.saturating_sub(last.wrapping_sub(u64::from(low)) & mask)
     }
 
     /// Records what did not happen on a vCPU's own thread.

@@ -225,6 +225,7 @@ impl Cpu {
         if self.is_special_page(gpa) {
             return self.apic_mmio_read(gpa, size);
         }
+        self.bus.stand_at(self.retired);
         self.bus.mmio_read(gpa, size)
     }
 
@@ -232,6 +233,7 @@ impl Cpu {
         if self.is_special_page(gpa) {
             return self.apic_mmio_write(gpa, size, v);
         }
+        self.bus.stand_at(self.retired);
         if self.bus.mmio_write(gpa, size, v) == BusFlow::Stop {
             self.bus_stop = true;
         }

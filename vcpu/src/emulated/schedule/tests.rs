@@ -240,8 +240,7 @@ fn trace(seed: u64, disturb: bool) -> Vec<(usize, u64, u64)> {
         Box::new(program) as Program
     });
     drive(&schedule, &wakes, programs.collect());
-    let log = lock(&log).clone();
-    log
+    Arc::into_inner(log).unwrap().into_inner().unwrap()
 }
 
 #[test]

@@ -37,10 +37,12 @@ impl Cpu {
     }
 
     pub(super) fn port_read<W: Word>(&mut self, port: u16) -> W {
+        self.bus.stand_at(self.retired);
         W::from_u64(self.bus.io_read(port, W::BYTES as u8).into())
     }
 
     pub(super) fn port_write<W: Word>(&mut self, port: u16, v: W) {
+        self.bus.stand_at(self.retired);
         if self.bus.io_write(port, W::BYTES as u8, v.to_u64() as u32) == BusFlow::Stop {
             self.bus_stop = true;
         }
