@@ -12,6 +12,7 @@ use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, 
 /// the handler.
 pub(crate) struct Decoded<'a> {
     pub i: &'a Instruction,
+    pub bytes: &'a [u8],
     /// Operands filled in: `dst` and `src` are the general registers of operands 0 and 1 (where they are), `imm` the last
     /// immediate or branch target, and the memory operand's parts.
     pub op: Op,
@@ -228,7 +229,7 @@ fn lower(i: &Instruction, bytes: &[u8], mode: Mode, end: u16, index: u16) -> (Op
             _ => {}
         }
     }
-    let mut d = Decoded { i, op, mode, operand_bits, address_bits, index, ends: false, shape: shape(i) };
+    let mut d = Decoded { i, bytes, op, mode, operand_bits, address_bits, index, ends: false, shape: shape(i) };
     d.op.handler = if i.is_invalid() { undefined } else { exec::select(&mut d).unwrap_or(undefined) };
     let ends = d.ends
         || i.is_invalid()

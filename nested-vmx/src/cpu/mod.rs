@@ -14,6 +14,7 @@ mod deliver_tests;
 mod differential;
 mod exec;
 pub mod flags;
+mod fp;
 mod frame;
 mod mmu;
 mod mode;
@@ -33,6 +34,7 @@ mod stop;
 mod task;
 
 pub use boot_state::BootState;
+pub use fp::FpState;
 pub(crate) use decode::{Decoded, Selected, Shape};
 pub(crate) use deliver::Vectored;
 pub use mmu::tlb::Access;

@@ -1,10 +1,11 @@
 //! The CPU model `nestd-v1`: what CPUID says, and the VMX capabilities. Only what works is advertised.
 
-use super::{Cpu, PHYSICAL_ADDRESS_BITS, TSC_HZ};
+use super::{Cpu, fp, PHYSICAL_ADDRESS_BITS, TSC_HZ};
 use crate::apic::{CRYSTAL_HZ, TSC_TICKS_PER_CRYSTAL_TICK};
 use crate::arch::LINEAR_ADDRESS_BITS;
 use crate::arch::cr::Cr4;
 use crate::vmx::caps::{Caps, Limits, OFFER};
+use iced_x86::CpuidFeature;
 use std::sync::LazyLock;
 
 pub const NAME: &str = "nestd-v1";
@@ -24,12 +25,21 @@ const fn bits(list: &[u32]) -> u32 {
     v
 }
 
-/// DE PSE TSC MSR PAE CX8 SEP MTRR PGE CMOV PAT PSE36 CLFSH; APIC follows IA32_APIC_BASE.
-const LEAF_1_EDX: u32 = bits(&[2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19]);
-/// VMX CX16 PCID x2APIC MOVBE POPCNT TSC-deadline RDRAND.
-const LEAF_1_ECX: u32 = bits(&[5, 13, 17, 21, 22, 23, 24, 30]);
-/// FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB.
-const LEAF_7_EBX: u32 = bits(&[0, 1, 3, 7, 8, 9, 10, 18, 19, 20, 23, 24]);
+/// FPU DE PSE TSC MSR PAE CX8 SEP MTRR PGE CMOV PAT PSE36 CLFSH MMX FXSR SSE SSE2; APIC follows IA32_APIC_BASE.
+const LEAF_1_EDX: u32 = bits(&[0, 2, 3, 4, 5, 6, 8, 11, 12, 13, 15, 16, 17, 19, 23, 24, 25, 26]);
+/// VMX CX16 PCID x2APIC MOVBE POPCNT TSC-deadline XSAVE RDRAND.
+const LEAF_1_ECX: u32 = bits(&[5, 13, 17, 21, 22, 23, 24, XSAVE, 30]);
+/// Vector features of CPUID.1:ECX that the host must have: they run on its units.
+const HOST_FEATURES: [(CpuidFeature, u32); 6] = [
+    (CpuidFeature::SSE3, 0),
+    (CpuidFeature::PCLMULQDQ, 1),
+    (CpuidFeature::SSSE3, 9),
+    (CpuidFeature::SSE4_1, 19),
+    (CpuidFeature::SSE4_2, 20),
+    (CpuidFeature::AES, 25),
+];
+/// FSGSBASE TSC_ADJUST BMI1 SMEP BMI2 ERMS INVPCID RDSEED ADX SMAP CLFLUSHOPT CLWB; FCS and FDS are always 0.
+const LEAF_7_EBX: u32 = bits(&[0, 1, 3, 7, 8, 9, 10, 13, 18, 19, 20, 23, 24]);
 /// UMIP.
 const LEAF_7_ECX: u32 = bits(&[2]);
 /// SYSCALL NX 1-GiB pages RDTSCP LM.
@@ -39,7 +49,9 @@ const EXTENDED_1_ECX: u32 = bits(&[0, 5, 8]);
 const APIC_BIT: u32 = 1 << 9;
 const HTT_BIT: u32 = 1 << 28;
 const OSXSAVE_BIT: u32 = 1 << 27;
-const XSAVE_BIT: u32 = 1 << 26;
+const XSAVE: u32 = 26;
+/// CPUID.0xd.1:EAX: XSAVEOPT, XSAVEC, XGETBV with ECX = 1.
+const XSAVE_FORMS: u32 = 1 << 0 | 1 << 1 | 1 << 2;
 const INVARIANT_TSC: u32 = 1 << 8;
 /// The APIC timer runs in all states (ARAT).
 const ARAT: u32 = 1 << 2;
@@ -55,6 +67,7 @@ const CR4: Cr4 = Cr4::new()
     .with_osfxsr(true)
     .with_osxmmexcpt(true)
     .with_umip(true)
+    .with_osxsave(true)
     .with_fsgsbase(true)
     .with_pcide(true)
     .with_smep(true)
@@ -81,8 +94,7 @@ impl Cpu {
             0 => [MAX_BASIC, word(b"Genu"), word(b"ntel"), word(b"ineI")],
             1 => {
                 let ebx = id << 24 | count.min(255) << 16 | 8 << 8;
-                let osxsave = LEAF_1_ECX & XSAVE_BIT != 0 && self.cr4.osxsave();
-                let ecx = LEAF_1_ECX | if osxsave { OSXSAVE_BIT } else { 0 };
+                let ecx = leaf_1_ecx() | if self.cr4.osxsave() { OSXSAVE_BIT } else { 0 };
                 let apic = if self.apic.enabled() { APIC_BIT } else { 0 };
                 [SIGNATURE, ebx, ecx, LEAF_1_EDX | apic | if count > 1 { HTT_BIT } else { 0 }]
             }
@@ -97,6 +109,12 @@ impl Cpu {
                     n => [0, 0, n & 0xff, id],
                 }
             }
+            // The XSAVE area; it has the same size in both formats and whatever XCR0 enables.
+            0xd => match subleaf {
+                0 => [fp::XCR0_MASK as u32, fp::XSAVE_AREA_SIZE, fp::XSAVE_AREA_SIZE, 0],
+                1 => [XSAVE_FORMS, fp::XSAVE_AREA_SIZE, 0, 0],
+                _ => [0; 4],
+            },
             // TSC = crystal * EBX / EAX.
             0x15 => [1, TSC_TICKS_PER_CRYSTAL_TICK as u32, CRYSTAL_HZ as u32, 0],
             0x16 => {
@@ -119,6 +137,10 @@ impl Cpu {
     pub(crate) fn cr4_supported(&self) -> u64 {
         vmx_caps().cr4_fixed1()
     }
+}
+
+fn leaf_1_ecx() -> u32 {
+    HOST_FEATURES.iter().filter(|(f, _)| fp::host_has(*f)).fold(LEAF_1_ECX, |ecx, (_, bit)| ecx | 1 << bit)
 }
 
 fn word(b: &[u8; 4]) -> u32 {

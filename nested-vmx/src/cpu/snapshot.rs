@@ -1,6 +1,7 @@
 //! What can be read of a processor, saved and restored. Reads are pure.
 
 use super::Cpu;
+use super::fp::FpState;
 use super::msr::Msrs;
 use super::seg::{Segment, TableRegister};
 use crate::apic::{ApicIdentity, ApicState, InvalidApicState, LocalApic};
@@ -41,6 +42,7 @@ pub struct CpuState {
     pub cpl: u8,
     pub pdpte: [u64; 4],
     pub msrs: Msrs,
+    pub fp: FpState,
     /// Of RDRAND's generator.
     pub random: u64,
     pub apic: ApicState,
@@ -63,6 +65,8 @@ pub enum InvalidState {
     Apic(#[from] InvalidApicState),
     #[error("VMX")]
     Vmx(#[from] InvalidVmxState),
+    #[error("floating-point state: reserved bits of MXCSR or of a register are set")]
+    FloatingPoint,
     #[error("privilege level {0} does not exist")]
     Cpl(u8),
     #[error("control registers contradict each other: CR0 {cr0:#x}, CR4 {cr4:#x}, IA32_EFER {efer:#x}")]
@@ -113,6 +117,7 @@ impl Cpu {
             cpl: self.cpl,
             pdpte: self.pdpte,
             msrs: self.msrs.clone(),
+            fp: self.fp.clone(),
             random: self.random,
             apic: self.apic.state().clone(),
             activity: self.activity,
@@ -136,6 +141,9 @@ impl Cpu {
         if cr0.pg() && !cr0.pe() || efer.lma() != long || long && !cr4.pae() {
             return Err(InvalidState::Mode { cr0: r.cr0, cr4: r.cr4, efer: r.efer });
         }
+        if !s.fp.valid() {
+            return Err(InvalidState::FloatingPoint);
+        }
         if s.cpl > 3 {
             return Err(InvalidState::Cpl(s.cpl));
         }
@@ -151,6 +159,7 @@ impl Cpu {
         self.cpl = s.cpl;
         self.pdpte = s.pdpte;
         self.msrs = s.msrs.clone();
+        self.fp = s.fp.clone();
         self.random = s.random;
         self.apic = apic;
         self.apic_page_gpa = self.apic.mmio_window().unwrap_or(super::apic::NO_APIC_PAGE);

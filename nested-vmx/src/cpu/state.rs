@@ -3,6 +3,7 @@
 use super::block::BlockCache;
 use super::deliver::Vectored;
 use super::flags::Flags;
+use super::fp::FpState;
 use super::mmu::tlb::{Access, Tlb};
 use super::mode::Mode;
 use super::msr::Msrs;
@@ -74,6 +75,7 @@ pub struct Cpu {
     pub(crate) cr4: Cr4,
     pub(crate) efer: Efer,
     pub(crate) xcr0: u64,
+    pub(crate) fp: FpState,
     pub(crate) dr: [u64; 4],
     pub(crate) dr6: u64,
     pub(crate) dr7: u64,
@@ -139,6 +141,7 @@ impl Cpu {
             cr4: Cr4::new(),
             efer: Efer::new(),
             xcr0: 1,
+            fp: FpState::default(),
             dr: [0; 4],
             dr6: 0,
             dr7: 0,

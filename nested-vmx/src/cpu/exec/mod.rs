@@ -41,6 +41,7 @@ pub(super) fn select(d: &mut Decoded) -> Selected {
         random::select,
         system::select,
         crate::vmx::select,
+        super::fp::select,
     ];
     FAMILIES.iter().find_map(|select| select(d))
 }

@@ -106,6 +106,12 @@ impl Cpu {
         self.intercept_if(self.vmx.controls.proc.pause_exiting(), ExitReason::Pause)
     }
 
+    /// Unconditional; #UD without CR4.OSXSAVE and #GP by CPL come first (SDM 3, "Relative Priority of Faults and VM
+    /// Exits").
+    pub(crate) fn intercept_xsetbv(&mut self) -> Flow {
+        self.intercept_if(true, ExitReason::Xsetbv)
+    }
+
     /// WBINVD and WBNOINVD.
     pub(crate) fn intercept_wbinvd(&mut self) -> Flow {
         self.intercept_if(self.vmx.controls.proc2.wbinvd_exiting(), ExitReason::Wbinvd)
