@@ -34,9 +34,9 @@ mod stop;
 mod task;
 
 pub use boot_state::BootState;
-pub use fp::FpState;
 pub(crate) use decode::{Decoded, Selected, Shape};
 pub(crate) use deliver::Vectored;
+pub use fp::FpState;
 pub use mmu::tlb::Access;
 pub(crate) use mmu::tlb::ContextKey;
 pub(crate) use msr::valid_pat;

@@ -1,6 +1,6 @@
 //! The CPU model `nestd-v1`: what CPUID says, and the VMX capabilities. Only what works is advertised.
 
-use super::{Cpu, fp, PHYSICAL_ADDRESS_BITS, TSC_HZ};
+use super::{Cpu, PHYSICAL_ADDRESS_BITS, TSC_HZ, fp};
 use crate::apic::{CRYSTAL_HZ, TSC_TICKS_PER_CRYSTAL_TICK};
 use crate::arch::LINEAR_ADDRESS_BITS;
 use crate::arch::cr::Cr4;

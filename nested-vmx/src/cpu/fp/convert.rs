@@ -89,7 +89,11 @@ fn cvtpi2ps(cpu: &mut Cpu, op: &Op) -> Flow {
 /// With a memory operand CVTPI2PD has nothing to do with MMX (SDM 2).
 fn cvtpi2pd(cpu: &mut Cpu, op: &Op) -> Flow {
     let from_memory = op.kind() == form::MEMORY;
-    if from_memory { cpu.sse_ready()? } else { cpu.mixed_ready()? }
+    if from_memory {
+        cpu.sse_ready()?
+    } else {
+        cpu.mixed_ready()?
+    }
     let b = cpu.other_source(op)?;
     let mut csr = cpu.host_mxcsr();
     let v = with_mxcsr!(csr, "cvtdq2pd", 0, b);

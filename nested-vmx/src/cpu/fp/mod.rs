@@ -61,9 +61,7 @@ pub(super) fn select(d: &mut Decoded) -> Selected {
     let handler = match (xmm, mm) {
         (false, false) => area::select(d).or_else(|| moves::select_other(d)),
         (true, true) => moves::select_mixed(d).or_else(|| convert::select(d)),
-        (false, true) => {
-            integer::select_mmx(d).or_else(|| shuffle::select_mmx(d)).or_else(|| moves::select_mmx(d))
-        }
+        (false, true) => integer::select_mmx(d).or_else(|| shuffle::select_mmx(d)).or_else(|| moves::select_mmx(d)),
         (true, false) => integer::select_xmm(d)
             .or_else(|| moves::select_xmm(d))
             .or_else(|| float::select(d))

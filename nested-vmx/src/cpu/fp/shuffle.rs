@@ -19,9 +19,8 @@ fn four(v: u128, imm: u8, bits: u32) -> u128 {
 
 /// Elements of `b` where the immediate's bit is set, else of `a`.
 fn blend(a: u128, b: u128, imm: u8, bits: u32) -> u128 {
-    let mask = (0..128 / bits)
-        .filter(|n| imm >> n & 1 != 0)
-        .fold(0, |m, n| m | (u128::MAX >> (128 - bits)) << (n * bits));
+    let mask =
+        (0..128 / bits).filter(|n| imm >> n & 1 != 0).fold(0, |m, n| m | (u128::MAX >> (128 - bits)) << (n * bits));
     a & !mask | b & mask
 }
 
@@ -133,9 +132,8 @@ fn blendv<const BITS: u32>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b = cpu.vector_source(op)?;
     let chooser = cpu.fp.xmm[0];
     let element = u128::MAX >> (128 - BITS);
-    let mask = (0..128 / BITS)
-        .filter(|n| chooser >> (n * BITS + BITS - 1) & 1 != 0)
-        .fold(0, |m, n| m | element << (n * BITS));
+    let mask =
+        (0..128 / BITS).filter(|n| chooser >> (n * BITS + BITS - 1) & 1 != 0).fold(0, |m, n| m | element << (n * BITS));
     let d = &mut cpu.fp.xmm[usize::from(op.dst & 15)];
     *d = *d & !mask | b & mask;
     Ok(())

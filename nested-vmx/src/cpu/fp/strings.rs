@@ -55,9 +55,7 @@ fn compare(a: &Text, b: &Text, imm: u8) -> u16 {
             // Equal any: a valid element of b is one of the set a.
             0 => j < b.valid && a.elements[..a.valid].contains(&element),
             // Ranges: within one of the pairs in a.
-            1 => {
-                j < b.valid && a.elements[..a.valid & !1].chunks(2).any(|r| (r[0]..=r[1]).contains(&element))
-            }
+            1 => j < b.valid && a.elements[..a.valid & !1].chunks(2).any(|r| (r[0]..=r[1]).contains(&element)),
             // Equal each: both invalid counts as equal, one invalid as different.
             2 => match (j < a.valid, j < b.valid) {
                 (true, true) => a.elements[j] == element,

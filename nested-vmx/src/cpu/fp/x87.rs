@@ -319,10 +319,7 @@ stores! {
 
 /// The eleven bits of FOP: the escape opcode's low three and its ModR/M byte.
 fn opcode(bytes: &[u8]) -> u64 {
-    bytes
-        .windows(2)
-        .find(|w| (0xd8..=0xdf).contains(&w[0]))
-        .map_or(0, |w| u64::from(w[0] & 7) << 8 | u64::from(w[1]))
+    bytes.windows(2).find(|w| (0xd8..=0xdf).contains(&w[0])).map_or(0, |w| u64::from(w[0] & 7) << 8 | u64::from(w[1]))
 }
 
 pub(super) fn select(d: &mut Decoded) -> Selected {
@@ -349,12 +346,48 @@ fn registers(d: &mut Decoded, m: M, count: u32) -> Selected {
     let i = if to_st0 { d.i.op1_register() } else { first };
     d.op.src = i.number() as u8;
     Some(match m {
-        M::Fadd => if to_st0 { fadd } else { fadd_i },
-        M::Fmul => if to_st0 { fmul } else { fmul_i },
-        M::Fsub => if to_st0 { fsub } else { fsub_i },
-        M::Fsubr => if to_st0 { fsubr } else { fsubr_i },
-        M::Fdiv => if to_st0 { fdiv } else { fdiv_i },
-        M::Fdivr => if to_st0 { fdivr } else { fdivr_i },
+        M::Fadd => {
+            if to_st0 {
+                fadd
+            } else {
+                fadd_i
+            }
+        }
+        M::Fmul => {
+            if to_st0 {
+                fmul
+            } else {
+                fmul_i
+            }
+        }
+        M::Fsub => {
+            if to_st0 {
+                fsub
+            } else {
+                fsub_i
+            }
+        }
+        M::Fsubr => {
+            if to_st0 {
+                fsubr
+            } else {
+                fsubr_i
+            }
+        }
+        M::Fdiv => {
+            if to_st0 {
+                fdiv
+            } else {
+                fdiv_i
+            }
+        }
+        M::Fdivr => {
+            if to_st0 {
+                fdivr
+            } else {
+                fdivr_i
+            }
+        }
         M::Faddp => faddp,
         M::Fmulp => fmulp,
         M::Fsubp => fsubp,
