@@ -100,6 +100,7 @@ impl Cpu {
         if self.in_non_root() && self.intercept_exception(event, qualification) {
             return false;
         }
+        self.nmi_unblocked_by_iret = false;
         match event.vector {
             vector::PF if hardware => self.cr2 = self.fault_address,
             vector::DB if hardware => {

@@ -89,6 +89,8 @@ pub struct Cpu {
     /// The shadow that the running instruction leaves for the next one.
     pub(crate) new_shadow: u8,
     pub(crate) nmi_blocked: bool,
+    /// The running IRET ended blocking by NMI: a VM exit that it causes says so (SDM 3, "NMI unblocking due to IRET").
+    pub(crate) nmi_unblocked_by_iret: bool,
     /// Debug traps to take at the next boundary, as DR6 bits (SDM 3, "Pending debug exceptions").
     pub(crate) pending_debug: u64,
     /// The event whose delivery is under way.
@@ -151,6 +153,7 @@ impl Cpu {
             shadow: 0,
             new_shadow: 0,
             nmi_blocked: false,
+            nmi_unblocked_by_iret: false,
             pending_debug: 0,
             delivering: None,
             msrs: Msrs::default(),

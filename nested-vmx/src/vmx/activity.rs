@@ -301,6 +301,15 @@ impl Cpu {
         Taken::Delivered
     }
 
+    /// Whether NMIs, or virtual NMIs where there are such, are blocked.
+    pub(crate) fn nmi_blocking(&self) -> bool {
+        if self.in_non_root() && self.vmx.controls.pin.virtual_nmis() {
+            self.vmx.virtual_nmi_blocked
+        } else {
+            self.nmi_blocked
+        }
+    }
+
     /// IRET ends blocking of NMIs, or of virtual NMIs (SDM 3, "Changes to Instruction Behavior in VMX Non-Root
     /// Operation").
     pub(crate) fn unblock_nmi_by_iret(&mut self) {

@@ -10,6 +10,7 @@ pub(in crate::vmx) use host::CR0_KEPT;
 use super::msr_lists::MsrListError;
 use super::state::NO_POINTER;
 use super::vmcs12::{ABORT_INDICATOR_OFFSET, Field};
+use crate::arch::exception;
 use crate::arch::vmx::{EventType, InterruptionInfo};
 use crate::cpu::{Cpu, Vectored};
 use crate::event::{ActivityState, Detail, EventKind, VmxMode};
@@ -27,6 +28,19 @@ pub struct ExitInfo {
     /// VM-exit interruption information and error code.
     pub interruption: u32,
     pub interruption_error_code: u32,
+}
+
+impl ExitInfo {
+    /// A fault or EPT violation of an IRET that ended blocking by NMI tells so in bit 12 (SDM 3, "VM-Exit Interruption
+    /// Information", "Exit Qualification for EPT Violations").
+    fn note_nmi_unblocking(&mut self) {
+        let info = InterruptionInfo::from_bits(self.interruption);
+        if self.reason == ExitReason::EptViolation.number() {
+            self.qualification |= 1 << 12;
+        } else if info.event_type() == EventType::HardwareException && info.vector() != exception::DF {
+            self.interruption = info.with_nmi_unblocking(info.valid()).into_bits();
+        }
+    }
 }
 
 /// VMX-abort indicators (SDM 3, "VMX Aborts").
@@ -51,7 +65,10 @@ impl Cpu {
 
     /// The same, with what caused it (an INIT's or SIPI's id).
     pub(crate) fn vm_exit_caused_by(&mut self, cause: u64) {
-        let exit = self.exit;
+        let mut exit = self.exit;
+        if std::mem::take(&mut self.nmi_unblocked_by_iret) && self.delivering.is_none() {
+            exit.note_nmi_unblocking();
+        }
         if self.bus.wants(EventKind::VmExit) {
             let detail = Detail::VmExit {
                 vmcs_gpa: self.vmx.current_gpa,

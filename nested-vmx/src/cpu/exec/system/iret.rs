@@ -37,8 +37,14 @@ impl Cpu {
 
 fn iret<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     // Even an IRET that faults ends blocking by NMI (SDM 3, "Handling Multiple NMIs").
+    let blocked = cpu.nmi_blocking();
     cpu.unblock_nmi_by_iret();
-    if cpu.protected() { protected::<W>(cpu, op) } else { real::<W>(cpu) }
+    cpu.nmi_unblocked_by_iret = blocked && !cpu.nmi_blocking();
+    let flow = if cpu.protected() { protected::<W>(cpu, op) } else { real::<W>(cpu) };
+    if matches!(flow, Err(Stop::JUMPED | Stop::DELIVERED)) {
+        cpu.nmi_unblocked_by_iret = false;
+    }
+    flow
 }
 
 /// Real mode, and virtual-8086 mode with IOPL 3.

@@ -14,6 +14,8 @@ macro_rules! sized {
 mod control;
 mod far;
 mod flags;
+#[cfg(test)]
+mod fuzz_tests;
 mod gate;
 mod interrupt;
 mod io;
