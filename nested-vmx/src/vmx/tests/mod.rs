@@ -6,6 +6,7 @@ mod icr;
 mod instructions;
 mod intercepts;
 mod mistakes;
+mod property;
 mod rules;
 mod saved_state;
 mod transitions;
