@@ -1,17 +1,20 @@
 //! The nestd command line.
 
+#[macro_use]
+mod output;
+
 mod args;
 mod client;
 mod commands;
 mod demo;
 mod error;
 mod machine;
-mod output;
 
 use std::process::ExitCode;
 
-use anstream::{eprintln, println};
+use anstream::eprintln;
 use clap::Parser;
+use nestd::config::Log;
 
 use crate::{
     args::{Cli, Command},
@@ -32,6 +35,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    // An embedded daemon logs only for those who ask.
+    if let Ok(filter) = std::env::var("NESTD_LOG") {
+        let log = Log { filter, ..Log::default() };
+        nestd::logging::init(&log).map_err(|e| Failure::new(format!("NESTD_LOG: {e}")))?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let result = runtime.block_on(dispatch(cli));
     // A read of standard input cannot be called off; do not wait for it.
@@ -52,7 +60,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Completions { shell } => commands::generate::completions(shell),
         Command::Man { directory } => {
             commands::generate::man_pages(&directory)?;
-            println!("man pages written to {}", directory.display());
+            say!("man pages written to {}", directory.display());
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -1,12 +1,16 @@
 //! Tables for people, the proto's JSON mapping for programs.
 
-use anstream::println;
+use std::{
+    fmt,
+    io::{self, Write},
+};
+
 use clap::builder::styling::{AnsiColor, Style};
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use nestd_proto::{Label, json, v1};
 use prost::{Message, Name};
 
-use crate::error::Failure;
+use crate::error::{FAILED, Failure};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
@@ -20,11 +24,38 @@ pub const GOOD: Style = AnsiColor::Green.on_default().bold();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
 pub const HINT: Style = AnsiColor::Cyan.on_default();
 
+/// Prints a line to standard output, like `println!`, but ends quietly when nobody reads any more (`| head`).
+macro_rules! say {
+    ($($part:tt)*) => {
+        $crate::output::write_line(format_args!($($part)*))
+    };
+}
+
+pub fn write_line(line: fmt::Arguments) {
+    written(writeln!(anstream::stdout(), "{line}"));
+}
+
+/// Bytes as they are, at once.
+pub fn write_bytes(bytes: &[u8]) {
+    let mut stdout = io::stdout().lock();
+    written(stdout.write_all(bytes).and_then(|()| stdout.flush()));
+}
+
+fn written(result: io::Result<()>) {
+    if let Err(error) = result {
+        let quiet = error.kind() == io::ErrorKind::BrokenPipe;
+        if !quiet {
+            anstream::eprintln!("cannot write to standard output: {error}");
+        }
+        std::process::exit(if quiet { 0 } else { FAILED.into() });
+    }
+}
+
 impl Output {
     /// One object: indented JSON, or what `text` prints.
     pub fn show<M: Message + Name>(self, message: &M, text: impl FnOnce(&M)) -> Result<(), Failure> {
         match self {
-            Self::Json => println!("{}", json::to_text(message)?),
+            Self::Json => say!("{}", json::to_text(message)?),
             Self::Table => text(message),
         }
         Ok(())
@@ -33,7 +64,7 @@ impl Output {
     /// One element of a stream: a line of JSON, or what `text` prints.
     pub fn show_line<M: Message + Name>(self, message: &M, text: impl FnOnce(&M)) -> Result<(), Failure> {
         match self {
-            Self::Json => println!("{}", json::to_line(message)?),
+            Self::Json => say!("{}", json::to_line(message)?),
             Self::Table => text(message),
         }
         Ok(())
@@ -58,7 +89,7 @@ pub fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<Item = [
 pub fn list<const N: usize>(rows: [(&str, String); N]) {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     for (name, value) in rows.iter().filter(|(_, value)| !value.is_empty()) {
-        println!("{BOLD}{name:width$}{BOLD:#}  {value}");
+        say!("{BOLD}{name:width$}{BOLD:#}  {value}");
     }
 }
 

@@ -254,6 +254,15 @@ mod tests {
     }
 
     #[test]
+    fn the_deployed_example_shows_the_defaults() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/nestd.toml");
+        let (example, default) = (Config::read(&example).unwrap(), Config::default());
+        assert_eq!(example.metrics, default.metrics);
+        let parts = |c: &Config| format!("{:?} {:?} {:?}", c.log, c.limits, c.timeouts);
+        assert_eq!(parts(&example), parts(&default));
+    }
+
+    #[test]
     fn a_wrong_file_is_refused_with_the_key_or_value_that_is_wrong() {
         for (text, names) in [
             ("lisen = \"unix:/x\"", "lisen"),

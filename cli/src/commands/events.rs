@@ -1,6 +1,6 @@
 //! `nestctl events`.
 
-use anstream::{eprintln, println};
+use anstream::eprintln;
 use nestd::config::Listen;
 use nestd_proto::{Label, v1};
 use v1::stream_events_response::Item;
@@ -20,9 +20,15 @@ pub async fn run(args: EventsArgs, server: Option<&Listen>, output: Output) -> R
         v1::StreamEventsRequest { vm: args.vm, since_sequence: args.since, filter: Some(filter), follow: args.follow };
     let mut stream = client.events().stream(request).await?.into_inner();
     if output == Output::Table {
-        println!(
+        say!(
             "{BOLD}{:>8}  {:>18}  {:4}  {:5}  {:15}  {:13}  {:13}  WHAT{BOLD:#}",
-            "SEQUENCE", "GUEST TIME", "VCPU", "LEVEL", "KIND", "MP_STATE", "ACTIVITY"
+            "SEQUENCE",
+            "GUEST TIME",
+            "VCPU",
+            "LEVEL",
+            "KIND",
+            "MP_STATE",
+            "ACTIVITY"
         );
     }
     while let Some(response) = stream.message().await? {
@@ -39,7 +45,7 @@ pub async fn run(args: EventsArgs, server: Option<&Listen>, output: Output) -> R
 
 fn print(event: &v1::Event) {
     let cause = if event.cause_id == 0 { String::new() } else { format!(" <- {}", event.cause_id) };
-    println!(
+    say!(
         "{:>8}  {:>18}  {:>4}  {:5}  {:15}  {:13}  {:13}  {}{cause}",
         event.sequence,
         guest_time(event.time_ns),

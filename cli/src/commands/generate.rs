@@ -4,10 +4,12 @@ use std::{io, path::Path};
 
 use clap::CommandFactory;
 
-use crate::{args::Cli, error::Failure};
+use crate::{args::Cli, error::Failure, output::write_bytes};
 
 pub fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Cli::command(), "nestctl", &mut io::stdout());
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "nestctl", &mut script);
+    write_bytes(&script);
 }
 
 pub fn man_pages(directory: &Path) -> Result<(), Failure> {

@@ -1,6 +1,5 @@
 //! `nestctl host`.
 
-use anstream::println;
 use nestd::{config::Listen, units::ByteSize};
 use nestd_proto::{Label, v1};
 
@@ -32,10 +31,10 @@ fn print(host: &v1::Host) {
         ("guest memory", format!("at most {} a VM", ByteSize(limits.max_memory_bytes_per_vm))),
         ("version", host.version.clone()),
     ]);
-    println!("\n{BOLD}What a VM gets{BOLD:#}");
+    say!("\n{BOLD}What a VM gets{BOLD:#}");
     let rows = host.engines.iter().map(|choice| {
         let engine = if choice.possible { choice.engine().label() } else { "-" };
         [choice.nested().label().to_lowercase(), engine.to_lowercase(), choice.reason.clone()]
     });
-    println!("{}", table(["NESTED", "ENGINE", "WHY"], rows));
+    say!("{}", table(["NESTED", "ENGINE", "WHY"], rows));
 }

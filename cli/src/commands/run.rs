@@ -4,6 +4,7 @@ use std::{process::ExitCode, time::Duration};
 
 use nestd::config::Listen;
 use nestd_proto::v1;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::RunArgs,
@@ -51,7 +52,7 @@ async fn machine(
             anstream::eprintln!("nestctl: the timeout passed; the machine is stopped");
             Ok((TIMED_OUT, None))
         }
-        _ = tokio::signal::ctrl_c() => Ok((INTERRUPTED, None)),
+        () = interrupted() => Ok((INTERRUPTED, None)),
     };
     client.vms().delete(v1::DeleteVmRequest { name, force: true }).await?;
     let (exit, vm) = result?;
@@ -61,13 +62,22 @@ async fn machine(
     Ok(exit)
 }
 
+/// Resolves at SIGINT or SIGTERM, so that the machine does not outlive the command.
+async fn interrupted() {
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
+    }
+}
+
 /// Starts it, copies its console, and says how it ended.
 async fn until_end(client: &Client, name: &str) -> Result<(u8, Option<v1::Vm>), Failure> {
     let console = v1::ReadConsoleRequest { name: name.into(), offset: 0, follow: true };
     let mut console = client.vms().read_console(console).await?.into_inner();
     client.vms().start(v1::StartVmRequest { name: name.into() }).await?;
     while let Some(part) = console.message().await? {
-        write_console(&part)?;
+        write_console(&part);
     }
     let vm = client.vms().get(v1::GetVmRequest { name: name.into() }).await?.into_inner();
     match (vm.state(), vm.guest_exit) {

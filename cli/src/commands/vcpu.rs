@@ -1,6 +1,5 @@
 //! `nestctl vcpu`.
 
-use anstream::println;
 use nestd::config::Listen;
 use nestd_proto::{Label, v1};
 
@@ -37,7 +36,7 @@ pub async fn run(command: VcpuCommand, server: Option<&Listen>, output: Output) 
         VcpuCommand::Pin { target: Target { vm, vcpu: index }, cpus } => {
             let request = v1::SetAffinityRequest { vm, index, host_cpus: cpus.0 };
             let vcpu = client.vcpus().set_affinity(request).await?.into_inner();
-            output.show(&vcpu, |v| println!("vCPU {} runs on host CPUs {}", v.index, cpu_list(&v.host_cpus)))
+            output.show(&vcpu, |v| say!("vCPU {} runs on host CPUs {}", v.index, cpu_list(&v.host_cpus)))
         }
     }
 }
@@ -53,9 +52,9 @@ async fn inject(
     let request = v1::InjectRequest { vm: vm.clone(), index: vcpu, kind: kind as i32, vector };
     let response = client.vcpus().inject(request).await?.into_inner();
     output.show(&response, |r| {
-        println!("{} to vCPU {vcpu}: {} (injection {})", kind.label(), fate(r.fate.as_ref()), r.injection_id);
+        say!("{} to vCPU {vcpu}: {} (injection {})", kind.label(), fate(r.fate.as_ref()), r.injection_id);
         if r.fate.as_ref().is_some_and(|f| f.disposition() == v1::Disposition::Latched) {
-            println!("`nestctl events {vm}` shows what becomes of it");
+            say!("`nestctl events {vm}` shows what becomes of it");
         }
     })
 }
@@ -88,7 +87,7 @@ fn print_list(response: &v1::ListVcpusResponse) {
     });
     let header =
         ["VCPU", "MP_STATE", "ACTIVITY", "VMX", "LATCHED", "RIP", "INSTRUCTIONS", "HOST CPUS", "THREAD", "AGE"];
-    println!("{}", table(header, rows));
+    say!("{}", table(header, rows));
 }
 
 fn print_one(vcpu: &v1::Vcpu) {
@@ -112,7 +111,7 @@ fn print_one(vcpu: &v1::Vcpu) {
 }
 
 fn print_registers(r: &v1::Registers) {
-    println!();
+    say!("");
     let words = [
         ("RAX", r.rax),
         ("RBX", r.rbx),
@@ -143,7 +142,7 @@ fn print_registers(r: &v1::Registers) {
     ];
     for row in words.chunks(4) {
         let row: Vec<_> = row.iter().map(|(name, value)| format!("{name:8} {value:016x}")).collect();
-        println!("{}", row.join("  "));
+        say!("{}", row.join("  "));
     }
     let segments = [
         ("CS", r.cs),
@@ -159,9 +158,9 @@ fn print_registers(r: &v1::Registers) {
         let s = segment.unwrap_or_default();
         [name.into(), hex(s.selector.into()), hex(s.base), hex(s.limit.into()), hex(s.access_rights.into())]
     });
-    println!("{}", table(["SEGMENT", "SELECTOR", "BASE", "LIMIT", "ACCESS"], rows));
+    say!("{}", table(["SEGMENT", "SELECTOR", "BASE", "LIMIT", "ACCESS"], rows));
     for (name, t) in [("GDTR", r.gdtr), ("IDTR", r.idtr)] {
         let t = t.unwrap_or_default();
-        println!("{name}  base {:#x}, limit {:#x}", t.base, t.limit);
+        say!("{name}  base {:#x}, limit {:#x}", t.base, t.limit);
     }
 }

@@ -1,8 +1,7 @@
 //! `nestctl vm`.
 
-use std::io::Write;
+use std::time::Duration;
 
-use anstream::println;
 use nestd::{config::Listen, units::ByteSize};
 use nestd_proto::{Label, v1};
 use tokio::io::AsyncReadExt;
@@ -11,8 +10,11 @@ use crate::{
     args::VmCommand,
     client::Client,
     error::Failure,
-    output::{Output, list, table},
+    output::{Output, list, table, write_bytes},
 };
+
+/// How long to wait for a guest that does not take its console input.
+const INPUT_RETRY: Duration = Duration::from_millis(20);
 
 pub async fn run(command: VmCommand, server: Option<&Listen>, output: Output) -> Result<(), Failure> {
     // Files are read before the daemon is asked: their errors need no daemon.
@@ -32,7 +34,7 @@ pub async fn run(command: VmCommand, server: Option<&Listen>, output: Output) ->
         VmCommand::Delete { name, force } => {
             vms.delete(v1::DeleteVmRequest { name: name.clone(), force }).await?;
             if output == Output::Table {
-                println!("VM `{name}` is deleted");
+                say!("VM `{name}` is deleted");
             }
             return Ok(());
         }
@@ -47,13 +49,13 @@ pub async fn run(command: VmCommand, server: Option<&Listen>, output: Output) ->
         VmCommand::Show { name, watch: true } => {
             let mut stream = vms.watch(v1::WatchVmRequest { name }).await?.into_inner();
             while let Some(vm) = stream.message().await? {
-                output.show_line(&vm, |vm| println!("{}", state(vm)))?;
+                output.show_line(&vm, |vm| say!("{}", state(vm)))?;
             }
             return Ok(());
         }
         VmCommand::Console { name, no_follow } => return console(&client, name, !no_follow).await,
     };
-    output.show(vm.get_ref(), |vm| println!("VM `{}` is {}", vm.name, state(vm)))
+    output.show(vm.get_ref(), |vm| say!("VM `{}` is {}", vm.name, state(vm)))
 }
 
 async fn console(client: &Client, name: String, follow: bool) -> Result<(), Failure> {
@@ -68,7 +70,16 @@ async fn console(client: &Client, name: String, follow: bool) -> Result<(), Fail
             if n == 0 {
                 return Ok::<(), Failure>(());
             }
-            vms.write_console(v1::WriteConsoleRequest { name: name.clone(), data: buffer[..n].to_vec() }).await?;
+            let mut rest = &buffer[..n];
+            while !rest.is_empty() {
+                let request = v1::WriteConsoleRequest { name: name.clone(), data: rest.to_vec() };
+                let written = vms.write_console(request).await?.into_inner().written_bytes as usize;
+                rest = rest.get(written..).unwrap_or_default();
+                if written == 0 {
+                    // The guest is busy; it reads at its own pace.
+                    tokio::time::sleep(INPUT_RETRY).await;
+                }
+            }
         }
     };
     let input = async {
@@ -80,7 +91,7 @@ async fn console(client: &Client, name: String, follow: bool) -> Result<(), Fail
     };
     let output = async {
         while let Some(part) = stream.message().await? {
-            write_console(&part)?;
+            write_console(&part);
         }
         Ok(())
     };
@@ -91,14 +102,11 @@ async fn console(client: &Client, name: String, follow: bool) -> Result<(), Fail
 }
 
 /// The guest's bytes as they are; what is lost is said on standard error.
-pub fn write_console(part: &v1::ReadConsoleResponse) -> Result<(), Failure> {
+pub fn write_console(part: &v1::ReadConsoleResponse) {
     if part.lost_bytes > 0 {
         anstream::eprintln!("-- {} bytes of console output are gone --", part.lost_bytes);
     }
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(&part.data)?;
-    stdout.flush()?;
-    Ok(())
+    write_bytes(&part.data);
 }
 
 /// The state, with how the VM ended.
@@ -123,7 +131,7 @@ fn print_list(response: &v1::ListVmsResponse) {
             vm.engine().label().to_lowercase(),
         ]
     });
-    println!("{}", table(["NAME", "STATE", "VCPUS", "MEMORY", "NESTED", "ENGINE"], rows));
+    say!("{}", table(["NAME", "STATE", "VCPUS", "MEMORY", "NESTED", "ENGINE"], rows));
 }
 
 fn print_one(vm: &v1::Vm) {

@@ -1,6 +1,5 @@
 //! `nestctl vmcs12`.
 
-use anstream::println;
 use nestd::config::Listen;
 use nestd_proto::{Label, v1};
 
@@ -37,5 +36,5 @@ fn print(state: &v1::NestedState) {
             hex(f.encoding.into()),
         ]
     });
-    println!("\n{}", table(["FIELD", "VALUE", "MEANING", "WIDTH", "ROLE", "ENCODING"], rows));
+    say!("\n{}", table(["FIELD", "VALUE", "MEANING", "WIDTH", "ROLE", "ENCODING"], rows));
 }

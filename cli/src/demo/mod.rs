@@ -5,7 +5,6 @@ mod timeline;
 
 use std::process::ExitCode;
 
-use anstream::println;
 use nestd::config::Listen;
 use nestd_proto::v1::{self, stream_events_response::Item};
 
@@ -123,18 +122,18 @@ fn judge(run: &Run, mode: &str, output: Output) -> Result<(), Failure> {
     let success = run.vm.guest_exit.is_some_and(|e| e.code == u32::from(nestd_guests::exit_code::SUCCESS));
     let story = Story::follow(&run.events, success);
     if output == Output::Table {
-        println!("{}", timeline::render(&story, mode, &run.vm));
+        say!("{}", timeline::render(&story, mode, &run.vm));
     }
     let Some(missing) = &story.missing else {
         if output == Output::Table {
-            println!("{GOOD}All nine steps were seen, each caused by the one before.{GOOD:#}\n");
+            say!("{GOOD}All nine steps were seen, each caused by the one before.{GOOD:#}\n");
         }
         return Ok(());
     };
     if output == Output::Table {
-        println!("{BAD}Step {} is missing.{BAD:#}\n", missing.step);
+        say!("{BAD}Step {} is missing.{BAD:#}\n", missing.step);
         let console = String::from_utf8_lossy(&run.console);
-        println!("The guest's console:\n{}", console.trim_end());
+        say!("The guest's console:\n{}", console.trim_end());
     }
     if run.vm.state() == v1::VmState::Failed {
         return Err(Failure { exit: 1, ..vm_failed(&run.vm) });
@@ -157,7 +156,7 @@ fn judge(run: &Run, mode: &str, output: Output) -> Result<(), Failure> {
 }
 
 fn where_to_go_next() {
-    println!(
+    say!(
         "\
 Where to go next:
   nestctl demo --output json                       every event, one a line

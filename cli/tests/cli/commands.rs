@@ -1,6 +1,8 @@
 //! `vm`, `vcpu`, `vmcs12`, `events` and `host` against a daemon.
 
-use crate::rig::{File, Server, guest, json, nestctl, ok, stderr};
+use std::{io::Write, process::Stdio};
+
+use crate::rig::{File, Server, command, guest, json, nestctl, ok, stderr};
 
 fn create(server: &Server, name: &str, image: &File, more: &[&str]) {
     let args = ["vm", "create", name, "--kernel", image.text(), "--flat", "0x7000", "--memory", "2M"];
@@ -86,4 +88,43 @@ fn host_answers_without_a_daemon() {
     let host = json(&ok(nestctl(&["host", "--output", "json"])));
     assert_eq!(host["engines"].as_array().unwrap().len(), 4);
     assert!(ok(nestctl(&["host"])).contains("What a VM gets"));
+}
+
+#[test]
+fn console_copies_standard_input_to_the_guest_and_ends_with_it() {
+    let server = Server::start();
+    let image = File::new(guest::ECHO);
+    create(&server, "a", &image, &[]);
+    server.ok(&["vm", "start", "a"]);
+    let mut console = command();
+    console.args(["--server", &server.address, "vm", "console", "a"]);
+    let mut console = console.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    // Kept open: the guest ends it.
+    let mut input = console.stdin.take().unwrap();
+    input.write_all(b"hello q").unwrap();
+    input.flush().unwrap();
+    let output = console.wait_with_output().unwrap();
+    assert_eq!(ok(output), "hello q");
+}
+
+#[test]
+fn vmcs12_shows_what_the_guests_hypervisor_left_by_field() {
+    let server = Server::start();
+    let (l1, l2) = (File::new(nestd_guests::l1(nestd_guests::L1::Demo)), File::new(nestd_guests::l2()));
+    let create = ["vm", "create", "a", "--cpus", "2", "--nested", "emulated", "--append", "apic=x2apic"];
+    server.ok(&[&create[..], &["--kernel", l1.text(), "--initrd", l2.text()]].concat());
+    server.ok(&["vm", "start", "a"]);
+    server.ok(&["vm", "show", "a", "--watch"]);
+    let state = server.json(&["vmcs12", "a", "1"]);
+    assert_eq!(state["vmxMode"], "VMX_MODE_NON_ROOT");
+    assert!(state["fields"].as_array().unwrap().len() > 100);
+    let field = |name: &str| server.json(&["vmcs12", "a", "1", "--field", name])["fields"][0].clone();
+    let reason = field("exit_reason");
+    assert_eq!((&reason["value"], &reason["meaning"]), (&"4".into(), &"start-up IPI".into()));
+    assert_eq!((&reason["width"], &reason["role"]), (&"VMCS_WIDTH_32".into(), &"VMCS_ROLE_EXIT_INFORMATION".into()));
+    assert_eq!(reason["encoding"], 0x4402);
+    // SIPI vector 0x10: the second processor of L2 was started at 0x10000.
+    assert_eq!(field("guest_cs_base")["value"], "65536");
+    let table = server.ok(&["vmcs12", "a", "1", "--field", "guest_cs_selector", "--field", "exit_qualification"]);
+    assert!(table.contains("guest_cs_selector   0x1000") && table.contains("exit_qualification  0x10"), "{table}");
 }

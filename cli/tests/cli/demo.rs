@@ -1,5 +1,7 @@
 //! `nestctl demo`: the main job.
 
+use std::process::{Child, Command};
+
 use nestd_guests::L1;
 
 use crate::rig::{File, json, nestctl, ok, stderr, stdout};
@@ -49,4 +51,19 @@ fn kernel_nesting_that_the_host_lacks_is_refused_with_emulated_offered() {
     let output = nestctl(&["demo", "--nested", "kernel"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr(&output).contains("--nested emulated"), "{}", stderr(&output));
+}
+
+#[test]
+fn the_demo_passes_on_an_overloaded_host() {
+    struct Busy(Child);
+    impl Drop for Busy {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+    let spin = || Busy(Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap());
+    let _busy: Vec<Busy> = (0..4).map(|_| spin()).collect();
+    let output = ok(nestctl(&["demo"]));
+    assert_eq!(output.matches("All nine steps were seen").count(), 2, "{output}");
 }

@@ -1,6 +1,8 @@
 //! What nestctl says of itself, and of mistakes.
 
-use crate::rig::{Server, json, nestctl, ok, stderr, stdout};
+use std::process::Stdio;
+
+use crate::rig::{Server, command, json, nestctl, ok, stderr, stdout};
 
 const COMMANDS: [&[&str]; 24] = [
     &["demo"],
@@ -92,5 +94,15 @@ fn wrong_values_are_refused_with_what_to_write() {
         let output = nestctl(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}");
         assert!(stderr(&output).contains(said), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_error() {
+    for args in [&["host"][..], &["completions", "bash"]] {
+        let mut child = command().args(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{args:?}: {}", stderr(&output));
     }
 }

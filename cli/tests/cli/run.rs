@@ -36,3 +36,16 @@ fn what_cannot_run_exits_126_with_a_hint() {
     let output = nestctl(&["run", "--kernel", image.text(), "--nested", "emulated"]);
     assert_eq!(output.status.code(), Some(126), "{}", stderr(&output));
 }
+
+#[test]
+fn a_multiboot_kernel_runs_with_its_command_line_and_initrd() {
+    let (l1, l2) = (File::new(nestd_guests::l1(nestd_guests::L1::Demo)), File::new(nestd_guests::l2()));
+    let args = ["run", "--kernel", l1.text(), "--initrd", l2.text(), "--append", "apic=x2apic", "--cpus", "2"];
+    let output = nestctl(&[&args[..], &["--nested", "emulated", "--pin", "0", "--timeout", "60s"]].concat());
+    assert_eq!(output.status.code(), Some(1), "{}{}", stdout(&output), stderr(&output));
+    let console = stdout(&output);
+    assert!(
+        console.contains("local APIC in x2APIC mode") && console.contains("L2: second processor is up"),
+        "{console}"
+    );
+}

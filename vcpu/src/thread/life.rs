@@ -251,8 +251,9 @@ impl Shared {
             }
             *state = end;
         }
-        self.goal.set(Run::Stop);
+        // Before the threads are told: once they are all gone, nothing more is recorded.
         self.note(change);
+        self.goal.set(Run::Stop);
         self.changes.tell();
         self.call_all();
         true
