@@ -45,9 +45,9 @@ impl Cpu {
             self.write_epoch = epoch;
             self.tlb.revoke_all_writes();
         }
-        let mut cache = std::mem::take(&mut self.cache);
+        let mut cache = self.cache.take().unwrap_or_default();
         let exit = self.run_until(&mut cache, end);
-        self.cache = cache;
+        self.cache = Some(cache);
         exit
     }
 
