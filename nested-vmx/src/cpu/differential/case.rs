@@ -7,6 +7,7 @@ use super::random::Rng;
 use crate::arch::exception;
 use crate::cpu::flags::{ARITHMETIC, CF, DF, IF, OF, ZF};
 use crate::cpu::op::Op;
+use crate::cpu::seg::reg;
 use crate::cpu::{Cpu, Flow, StopKind};
 use crate::testing::{PD, Rig};
 use iced_x86::{Code, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register, RflagsBits};
@@ -29,6 +30,7 @@ pub enum Verdict {
 }
 
 pub struct Harness {
+    bits: u32,
     rig: Rig,
     host: Host,
     info: InstructionInfoFactory,
@@ -41,7 +43,7 @@ enum End {
     Done,
     Divide,
     Undefined,
-    /// #GP, #PF.
+    /// #GP, #PF, #BR.
     Protection,
     Stack,
     Other,
@@ -60,8 +62,14 @@ impl From<Signal> for End {
 }
 
 impl Harness {
-    pub fn new() -> Self {
-        let rig = Rig::long_at(3);
+    /// For 64-bit code, or 32-bit code in compatibility mode.
+    pub fn new(bits: u32) -> Self {
+        let mut rig = Rig::long_at(3);
+        if bits == 32 {
+            let cs = &mut rig.cpu.seg[usize::from(reg::CS)];
+            cs.ar = cs.ar.with_l(false).with_db(true);
+            rig.cpu.mode_changed();
+        }
         for (lin, gpa) in [(SCRATCH, SCRATCH_GPA), (host::CODE, CODE_GPA)] {
             rig.write_u64(PD + 8 * (lin >> 21), gpa & !0x1f_ffff | 0x87);
         }
@@ -70,7 +78,7 @@ impl Harness {
         for word in image.as_chunks_mut::<8>().0 {
             *word = r.operand().to_le_bytes();
         }
-        Self { rig, host: Host::new(), info: InstructionInfoFactory::new(), image }
+        Self { bits, rig, host: Host::new(), info: InstructionInfoFactory::new(), image }
     }
 
     pub fn guest_has(&self, code: Code) -> bool {
@@ -87,16 +95,16 @@ impl Harness {
     /// Some instruction of the form.
     pub fn example(&self, form: Form, templates: &[Template]) -> Option<Instruction> {
         let mut r = Rng::new(4);
-        let bytes = encode(form, templates, &mut r)?;
-        Some(decode(&bytes, 64, INSN).0)
+        let bytes = encode(form, self.bits, templates, &mut r)?;
+        Some(decode(&bytes, self.bits, INSN).0)
     }
 
     pub fn compare(&mut self, form: Form, templates: &[Template], r: &mut Rng) -> Verdict {
         let (mut cases, mut undefined_flags_differ) = (0, 0);
         for _ in 0..ENCODINGS {
-            let Some(bytes) = encode(form, templates, r).and_then(|b| self.aim(b, r)) else { continue };
-            let (i, _) = decode(&bytes, 64, INSN);
-            self.host.place(&bytes);
+            let Some(bytes) = encode(form, self.bits, templates, r).and_then(|b| self.aim(b, r)) else { continue };
+            let (i, _) = decode(&bytes, self.bits, INSN);
+            self.host.place(self.bits, &bytes);
             self.rig.ram.write(CODE_GPA, self.host.code()).unwrap();
             let Some(&op) = self.rig.cpu.decode_for_test(&bytes).first() else { continue };
             for _ in 0..OPERANDS {
@@ -113,7 +121,7 @@ impl Harness {
 
     /// Points absolute addresses, branches and ENTER's size to where they do no harm. None: cannot.
     fn aim(&mut self, mut bytes: Vec<u8>, r: &mut Rng) -> Option<Vec<u8>> {
-        let (i, offsets) = decode(&bytes, 64, INSN);
+        let (i, offsets) = decode(&bytes, self.bits, INSN);
         let target = target(&i, r);
         let behind = INSN + bytes.len() as u64;
         if is_memory(&i) {
@@ -129,7 +137,7 @@ impl Harness {
                 _ => {}
             }
         }
-        if i.op_count() > 0 && i.op_kind(0) == OpKind::NearBranch64 {
+        if i.op_count() > 0 && matches!(i.op_kind(0), OpKind::NearBranch32 | OpKind::NearBranch64) {
             let (at, n) = (offsets.immediate_offset(), offsets.immediate_size());
             bytes[at..at + n].copy_from_slice(&PAD.wrapping_sub(behind).to_le_bytes()[..n]);
         }
@@ -163,6 +171,9 @@ impl Harness {
         }
         if i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix()) {
             regs[1] = r.below(24) | if address_bits(i) == 32 { r.next() << 32 } else { 0 };
+        }
+        if self.bits == 32 {
+            regs = std::array::from_fn(|n| if n < 8 { regs[n] & 0xffff_ffff } else { 0 });
         }
         let mut pinned = [false; 16];
         for m in self.info.info(i).used_memory() {
@@ -207,13 +218,16 @@ impl Harness {
             let a = (regs[4] - SCRATCH) as usize;
             memory[a..a + 8].copy_from_slice(&PAD.to_le_bytes());
         }
+        if self.bits == 32 {
+            regs.iter_mut().for_each(|v| *v &= 0xffff_ffff);
+        }
         Some(State { regs, flags, memory, fx: fx_image(), taken: false })
     }
 
     /// Runs both; Ok has the undefined flags that differ.
     fn run(&mut self, i: &Instruction, op: &Op, before: &State) -> Result<u64, String> {
         let mut expected = before.clone();
-        let host_end = self.host.run(&mut expected).map_or_else(End::from, |()| End::Done);
+        let host_end = self.host.run(self.bits, &mut expected).map_or_else(End::from, |()| End::Done);
         let undefined = undefined_flags(i, before);
         let mut undefined_differ = 0;
         // The handler alone, and the chain, which may have another path.
@@ -252,7 +266,7 @@ impl Harness {
                     break match vector {
                         exception::DE => End::Divide,
                         exception::UD => End::Undefined,
-                        exception::GP | exception::PF => End::Protection,
+                        exception::GP | exception::PF | exception::BR => End::Protection,
                         exception::SS => End::Stack,
                         _ => End::Other,
                     };
@@ -268,10 +282,10 @@ impl Harness {
     }
 }
 
-fn encode(form: Form, templates: &[Template], r: &mut Rng) -> Option<Vec<u8>> {
+fn encode(form: Form, bits: u32, templates: &[Template], r: &mut Rng) -> Option<Vec<u8>> {
     (0..64).find_map(|_| {
         let t = &templates[r.below(templates.len() as u64) as usize];
-        t.encode(form, INSN, r)
+        t.encode(form, bits, INSN, r)
     })
 }
 

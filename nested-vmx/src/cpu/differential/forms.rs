@@ -75,8 +75,8 @@ impl Template {
     fn bytes(&self, bits: u32, r: &mut Rng, plain: bool) -> Vec<u8> {
         let mut b = Vec::with_capacity(32);
         let high = if plain || bits != 64 { 0 } else { r.next() as u8 & 7 };
-        // A 67 prefix changes nothing but the address's size.
-        if !plain && r.one_in(8) {
+        // A 67 prefix changes nothing but the address's size. No memory of the host is at 16-bit addresses.
+        if bits == 64 && !plain && r.one_in(8) {
             b.push(0x67);
         }
         match self.head {
@@ -117,9 +117,9 @@ impl Template {
     }
 
     /// A random encoding of the form, if the dice are lucky.
-    pub fn encode(&self, form: Form, ip: u64, r: &mut Rng) -> Option<Vec<u8>> {
-        let bytes = self.bytes(64, r, false);
-        let (i, _) = decode(&bytes, 64, ip);
+    pub fn encode(&self, form: Form, bits: u32, ip: u64, r: &mut Rng) -> Option<Vec<u8>> {
+        let bytes = self.bytes(bits, r, false);
+        let (i, _) = decode(&bytes, bits, ip);
         (Form::of(&i) == form).then(|| bytes[..i.len()].to_vec())
     }
 }

@@ -1,4 +1,5 @@
 //! Runs one instruction on the host's processor: all registers, flags and FXSAVE state in, the same out, faults caught.
+//! 64-bit code, or 32-bit code in compatibility mode.
 #![allow(unsafe_code)]
 
 use super::State;
@@ -19,6 +20,15 @@ pub const INSN: u64 = CODE + 0x200;
 pub const PAD: u64 = CODE + 0x240;
 const EXIT: u64 = CODE + 0x300;
 const RESTORE: u64 = CODE + 0x500;
+const ENTRY_32: u64 = CODE + 0x600;
+const LOAD_32: u64 = CODE + 0x700;
+const EXIT_32: u64 = CODE + 0x800;
+/// A stack for 32-bit code to load and store flags.
+const STACK_32: u64 = CONTEXT + 0xff0;
+/// Linux' selectors of user code and data.
+const CODE_64_SELECTOR: u64 = 0x33;
+const CODE_32_SELECTOR: u64 = 0x23;
+const DATA_SELECTOR: u64 = 0x2b;
 
 #[repr(C, align(64))]
 struct Context {
@@ -32,6 +42,9 @@ struct Context {
     host_rsp: u64,
     taken: u64,
     signal: u64,
+    running: u64,
+    /// Offset and selector of the 32-bit code.
+    far_32: [u32; 2],
 }
 
 /// Which signal stopped the instruction.
@@ -45,6 +58,7 @@ static LOCK: Mutex<()> = Mutex::new(());
 static READY: AtomicBool = AtomicBool::new(false);
 
 const GPR: [AsmRegister64; 16] = [rax, rcx, rdx, rbx, rsp, rbp, rsi, rdi, r8, r9, r10, r11, r12, r13, r14, r15];
+const GPR_32: [AsmRegister32; 8] = [eax, ecx, edx, ebx, esp, ebp, esi, edi];
 /// glibc's order of `gregs` for the sixteen registers in the processor's order.
 const GREGS: [i32; 16] = [
     libc::REG_RAX,
@@ -75,8 +89,8 @@ macro_rules! field {
     };
 }
 
-fn assemble(ip: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
-    let mut a = CodeAssembler::new(64).unwrap();
+fn assemble(bits: u32, ip: u64, f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(bits).unwrap();
     f(&mut a).unwrap();
     a.assemble(ip).unwrap()
 }
@@ -95,18 +109,19 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context_of_signal:
     // SAFETY: the kernel passes a ucontext; the Context page is mapped before the handler is installed.
     unsafe {
         let gregs = &mut (*context_of_signal.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let rip = gregs[libc::REG_RIP as usize] as u64;
-        if !(CODE..CODE + CODE_LEN).contains(&rip) {
+        let c = &mut *context();
+        if c.running == 0 {
             libc::signal(signal, libc::SIG_DFL);
             return;
         }
-        let c = &mut *context();
         for (out, n) in c.out.iter_mut().zip(GREGS) {
             *out = gregs[n as usize] as u64;
         }
         c.flags_out = gregs[libc::REG_EFL as usize] as u64;
         c.signal = signal as u64;
         gregs[libc::REG_RIP as usize] = RESTORE as i64;
+        let selectors = &mut gregs[libc::REG_CSGSFS as usize];
+        *selectors = *selectors & !0xffff | CODE_64_SELECTOR as i64;
         // Without DF, TF and AC.
         gregs[libc::REG_EFL as usize] = 0x202;
     }
@@ -125,7 +140,7 @@ fn set_up() {
     }
     put(
         CODE,
-        &assemble(CODE, |a| {
+        &assemble(64, CODE, |a| {
             for r in [rbx, rbp, r12, r13, r14, r15] {
                 a.push(r)?;
             }
@@ -141,15 +156,8 @@ fn set_up() {
         }),
     );
     put(
-        PAD,
-        &assemble(PAD, |a| {
-            a.mov(qword_ptr(field!(taken)), 1)?;
-            a.jmp(EXIT)
-        }),
-    );
-    put(
         EXIT,
-        &assemble(EXIT, |a| {
+        &assemble(64, EXIT, |a| {
             for (n, r) in GPR.into_iter().enumerate() {
                 a.mov(qword_ptr(field!(out) + 8 * n as u64), r)?;
             }
@@ -162,15 +170,63 @@ fn set_up() {
     );
     put(
         RESTORE,
-        &assemble(RESTORE, |a| {
+        &assemble(64, RESTORE, |a| {
             a.mov(rsp, qword_ptr(field!(host_rsp)))?;
             a.push(0x202)?;
             a.popfq()?;
+            a.xor(eax, eax)?;
+            a.mov(ds, eax)?;
+            a.mov(es, eax)?;
             a.fxrstor64(ptr(field!(fx_host)))?;
             for r in [r15, r14, r13, r12, rbp, rbx] {
                 a.pop(r)?;
             }
             a.ret()
+        }),
+    );
+    put(
+        ENTRY_32,
+        &assemble(64, ENTRY_32, |a| {
+            for r in [rbx, rbp, r12, r13, r14, r15] {
+                a.push(r)?;
+            }
+            a.mov(qword_ptr(field!(host_rsp)), rsp)?;
+            a.fxsave64(ptr(field!(fx_host)))?;
+            a.fxrstor64(ptr(field!(fx_in)))?;
+            a.mov(eax, DATA_SELECTOR as u32)?;
+            a.mov(ds, eax)?;
+            a.mov(es, eax)?;
+            // JMP m16:32 with an absolute address.
+            let [b0, b1, b2, b3] = (field!(far_32) as u32).to_le_bytes();
+            a.db(&[0xff, 0x2c, 0x25, b0, b1, b2, b3])
+        }),
+    );
+    put(field!(far_32), &(CODE_32_SELECTOR << 32 | LOAD_32).to_le_bytes());
+    put(
+        LOAD_32,
+        &assemble(32, LOAD_32, |a| {
+            a.mov(esp, STACK_32 as u32)?;
+            a.push(dword_ptr(field!(flags_in)))?;
+            a.popfd()?;
+            for (n, r) in GPR_32.into_iter().enumerate() {
+                a.mov(r, dword_ptr(field!(regs) + 8 * n as u64))?;
+            }
+            a.jmp(INSN)
+        }),
+    );
+    put(
+        EXIT_32,
+        &assemble(32, EXIT_32, |a| {
+            for (n, r) in GPR_32.into_iter().enumerate() {
+                a.mov(dword_ptr(field!(out) + 8 * n as u64), r)?;
+            }
+            a.mov(esp, STACK_32 as u32)?;
+            a.pushfd()?;
+            a.pop(dword_ptr(field!(flags_out)))?;
+            a.fxsave(ptr(field!(fx_out)))?;
+            // JMP ptr16:32.
+            let [b0, b1, b2, b3] = (RESTORE as u32).to_le_bytes();
+            a.db(&[0xea, b0, b1, b2, b3, CODE_64_SELECTOR as u8, 0])
         }),
     );
     // SAFETY: installs a handler that is async-signal-safe; see `on_signal`.
@@ -199,11 +255,19 @@ impl Host {
     }
 
     /// Places the instruction that the next runs execute.
-    pub fn place(&mut self, insn: &[u8]) {
+    pub fn place(&mut self, bits: u32, insn: &[u8]) {
+        let exit = if bits == 64 { EXIT } else { EXIT_32 };
         put(INSN, insn);
         let behind = INSN + insn.len() as u64;
-        put(behind, &assemble(behind, |a| a.jmp(EXIT)));
+        put(behind, &assemble(bits, behind, |a| a.jmp(exit)));
         assert!(behind + 5 <= PAD);
+        put(
+            PAD,
+            &assemble(bits, PAD, |a| {
+                a.mov(dword_ptr(field!(taken)), 1)?;
+                a.jmp(exit)
+            }),
+        );
     }
 
     /// What the guest needs to see at [`CODE`].
@@ -214,7 +278,7 @@ impl Host {
 
     /// Runs the placed instruction on `s`, whose memory is that of [`SCRATCH`]. After a fault the registers, flags and
     /// memory are what the fault left.
-    pub fn run(&mut self, s: &mut State) -> Result<(), Signal> {
+    pub fn run(&mut self, bits: u32, s: &mut State) -> Result<(), Signal> {
         put(SCRATCH, &s.memory[..]);
         // SAFETY: mapped in `set_up`; this thread holds the lock. The entry saves and restores what the ABI says is the
         // callee's. The tested instruction touches its operands only, which the caller keeps inside the scratch memory;
@@ -226,11 +290,19 @@ impl Host {
             c.flags_in = s.flags;
             c.taken = 0;
             c.signal = 0;
-            let entry: extern "sysv64" fn() = std::mem::transmute(CODE as *const ());
+            c.running = 1;
+            let start = if bits == 64 { CODE } else { ENTRY_32 };
+            let entry: extern "sysv64" fn() = std::mem::transmute(start as *const ());
             entry();
-            let c = &*context();
+            let c = &mut *context();
+            c.running = 0;
             s.regs = c.out;
             s.flags = c.flags_out;
+            if bits == 32 {
+                // Signal frames have 64 bits, the code stored 32.
+                s.regs = std::array::from_fn(|n| if n < 8 { c.out[n] & 0xffff_ffff } else { 0 });
+                s.flags &= 0xffff_ffff;
+            }
             s.taken = c.taken != 0;
             std::ptr::copy_nonoverlapping(SCRATCH as *const u8, s.memory.as_mut_ptr(), SCRATCH_LEN);
             if c.signal != 0 {
