@@ -74,9 +74,9 @@ impl Cpu {
     }
 
     /// Reads, computes, writes; a fault of the write comes before anything else happens. With `locked` the whole is
-    /// atomic to all processors. Returns what was read; `f` may run more than once.
+    /// atomic to all processors. Returns what was read; `f` may run more than once. `lin` is that of `op`'s memory operand.
     #[inline(always)]
-    pub(crate) fn modify<W: Word>(&mut self, lin: u64, locked: bool, f: impl Fn(W) -> W) -> Result<W, Stop> {
+    pub(crate) fn modify<W: Word>(&mut self, op: &Op, lin: u64, locked: bool, f: impl Fn(W) -> W) -> Result<W, Stop> {
         match self.tlb.write(self.data_access, lin, W::BYTES) {
             Some(offset) if !locked => {
                 let old = self.ram.load(offset);
@@ -84,7 +84,7 @@ impl Cpu {
                 Ok(old)
             }
             Some(offset) => Ok(self.modify_locked(offset, &f)),
-            None => self.modify_slow(lin, self.data_access, locked, &f),
+            None => self.modify_slow(lin, self.data_access, locked, &f).map_err(|stop| stop.of_operand(op)),
         }
     }
 
@@ -92,13 +92,13 @@ impl Cpu {
     #[inline(always)]
     pub(crate) fn load_operand<W: Word>(&mut self, op: &Op) -> Result<W, Stop> {
         let lin = self.linear(op, W::BYTES, Use::Read)?;
-        self.load(lin).map_err(|stop| if op.seg == reg::SS { stop.on_stack() } else { stop })
+        self.load(lin).map_err(|stop| stop.of_operand(op))
     }
 
     #[inline(always)]
     pub(crate) fn store_operand<W: Word>(&mut self, op: &Op, v: W) -> Result<(), Stop> {
         let lin = self.linear(op, W::BYTES, Use::Write)?;
-        self.store(lin, v).map_err(|stop| if op.seg == reg::SS { stop.on_stack() } else { stop })
+        self.store(lin, v).map_err(|stop| stop.of_operand(op))
     }
 
     /// The memory operand's linear address where it is a plain sum: 64-bit mode, a segment without base.

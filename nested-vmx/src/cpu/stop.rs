@@ -1,5 +1,7 @@
 //! Why the running block stops before its end.
 
+use super::op::Op;
+use super::seg::reg;
 use crate::arch::exception as vector;
 use std::num::NonZeroU64;
 
@@ -81,6 +83,11 @@ impl Stop {
     /// A non-canonical address is #SS(0) instead of #GP(0) when the stack segment is used.
     pub fn on_stack(self) -> Self {
         if self == Self::GP0 { Self::SS0 } else { self }
+    }
+
+    /// The fault of an access to `op`'s memory operand.
+    pub fn of_operand(self, op: &Op) -> Self {
+        if op.seg == reg::SS { self.on_stack() } else { self }
     }
 
     pub fn kind(self) -> StopKind {

@@ -4,7 +4,7 @@ use super::State;
 use super::forms::{Form, Template, decode, has_features, is_memory};
 use super::host::{self, Host, INSN, PAD, SCRATCH, SCRATCH_LEN, Signal};
 use super::random::Rng;
-use crate::arch::exception;
+use crate::arch::{exception, is_canonical};
 use crate::cpu::flags::{ARITHMETIC, CF, DF, IF, OF, ZF};
 use crate::cpu::op::Op;
 use crate::cpu::seg::reg;
@@ -214,7 +214,7 @@ impl Harness {
             }
             regs[i.op0_register().number()] = PAD;
         }
-        if i.flow_control() == FlowControl::Return {
+        if i.flow_control() == FlowControl::Return && is_canonical(regs[4]) {
             let a = (regs[4] - SCRATCH) as usize;
             memory[a..a + 8].copy_from_slice(&PAD.to_le_bytes());
         }
@@ -341,15 +341,23 @@ fn pin(
     if base.full_register() == index.full_register() {
         return false;
     }
-    if pinned[n] {
-        return true;
-    }
     let index = match index {
         Register::None => 0,
         Register::AL => regs[0] & 0xff,
         index => regs[index.full_register().number()],
     };
-    let value = target(i, r).wrapping_sub(index.wrapping_mul(scale.into())).wrapping_sub(disp);
+    let beyond = index.wrapping_mul(scale.into()).wrapping_add(disp);
+    if pinned[n] {
+        // Another operand's base, too: good if this one is near.
+        let a = regs[n].wrapping_add(beyond);
+        let a = if base.is_gpr32() { a & 0xffff_ffff } else { a };
+        return (SCRATCH + 0x100..SCRATCH + SCRATCH_LEN as u64 - 0x100).contains(&a) || !is_canonical(regs[n]);
+    }
+    let mut value = target(i, r).wrapping_sub(beyond);
+    if base.is_gpr64() && r.one_in(32) {
+        // Not canonical: #GP or #SS.
+        value ^= 1 << 55;
+    }
     regs[n] = if base.is_gpr32() { regs[n] & !0xffff_ffff | value & 0xffff_ffff } else { value };
     pinned[n] = true;
     true

@@ -242,11 +242,15 @@ fn place(f: CpuidFeature) -> Option<Place> {
 
 /// Whether a processor with this CPUID has the instruction.
 pub fn has_features(code: Code, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> bool {
-    code.cpuid_features().iter().all(|&f| match place(f) {
+    code.cpuid_features().iter().all(|&f| has_feature(f, &cpuid))
+}
+
+pub fn has_feature(f: CpuidFeature, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> bool {
+    match place(f) {
         Some(Some((leaf, subleaf, register, bit))) => cpuid(leaf, subleaf)[register] >> bit & 1 != 0,
         Some(None) => true,
         None => false,
-    })
+    }
 }
 
 /// Works on general registers and memory only.
@@ -271,6 +275,9 @@ pub fn is_integer(i: &Instruction) -> bool {
                 | AVX2
                 | FXSR
                 | XSAVE
+                | XSAVEOPT
+                | XSAVEC
+                | XSAVES
         )
     };
     let general = (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || i.op_register(n).is_gpr());

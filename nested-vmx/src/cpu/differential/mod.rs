@@ -38,7 +38,7 @@ fn left_out(i: &Instruction) -> Option<&'static str> {
         Retf | Iret | Iretd | Iretq | Lds | Les | Lfs | Lgs | Lss => "loads a segment",
         In | Out | Insb | Insw | Insd | Outsb | Outsw | Outsd => "ports",
         Pushf | Pushfd | Pushfq | Popf | Popfd | Popfq => "flags of the host's kernel",
-        Arpl | Lar | Lsl | Verr | Verw | Sldt | Str | Smsw | Sgdt | Sidt => "the host's descriptor tables",
+        Lar | Lsl | Verr | Verw | Sldt | Str | Smsw | Sgdt | Sidt => "the host's descriptor tables",
         Rdfsbase | Rdgsbase | Wrfsbase | Wrgsbase => "the host's segments",
         Cpuid | Rdtsc | Rdtscp | Rdpmc | Rdrand | Rdseed | Rdpid | Xgetbv => "differs by nature",
         Into => "enters the kernel",
@@ -96,10 +96,10 @@ fn compare_integers(bits: u32) -> u64 {
 /// What was reached; may only rise.
 #[test]
 fn every_integer_form_of_64_bit_code_agrees_with_the_host() {
-    assert!(compare_integers(64) >= 1318);
+    assert!(compare_integers(64) >= 1355);
 }
 
 #[test]
 fn every_integer_form_of_32_bit_code_agrees_with_the_host() {
-    assert!(compare_integers(32) >= 700);
+    assert!(compare_integers(32) >= 1040);
 }

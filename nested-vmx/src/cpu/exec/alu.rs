@@ -72,7 +72,7 @@ fn to_memory<W: Word, O: Binary>(cpu: &mut Cpu, op: &Op, b: W) -> Flow {
     }
     let c = carry::<O>(cpu);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
-    let a = cpu.modify(lin, op.has(op_flags::LOCK), |a| O::value(a, b, c))?;
+    let a = cpu.modify(op, lin, op.has(op_flags::LOCK), |a| O::value(a, b, c))?;
     O::flags(&mut cpu.flags, a, b, O::value(a, b, c));
     Ok(())
 }
@@ -183,7 +183,7 @@ fn r<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
 
 fn m<W: Word, O: Unary>(cpu: &mut Cpu, op: &Op) -> Flow {
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
-    let a = cpu.modify(lin, op.has(op_flags::LOCK), O::value::<W>)?;
+    let a = cpu.modify(op, lin, op.has(op_flags::LOCK), O::value::<W>)?;
     O::flags(&mut cpu.flags, a, O::value(a));
     Ok(())
 }

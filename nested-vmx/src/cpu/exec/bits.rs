@@ -47,7 +47,11 @@ fn bt_register<W: Word, O: BitOp>(cpu: &mut Cpu, op: &Op, index: u64) -> Flow {
 #[inline(always)]
 fn bt_memory<W: Word, O: BitOp>(cpu: &mut Cpu, op: &Op, lin: u64, index: u64) -> Flow {
     let mask = W::from_u64(1 << (index as u32 & (W::BITS - 1)));
-    let v = if O::WRITES { cpu.modify(lin, op.has(op_flags::LOCK), |v| O::value(v, mask))? } else { cpu.load(lin)? };
+    let v = if O::WRITES {
+        cpu.modify(op, lin, op.has(op_flags::LOCK), |v| O::value(v, mask))?
+    } else {
+        cpu.load(lin).map_err(|stop| stop.of_operand(op))?
+    };
     cpu.flags.set_cf(v & mask != W::default());
     Ok(())
 }

@@ -19,7 +19,7 @@ fn xchg_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 fn xchg_mr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.regs.get(op.src);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
-    let a: W = cpu.modify(lin, true, |_| b)?;
+    let a: W = cpu.modify(op, lin, true, |_| b)?;
     cpu.regs.put(op.src, a);
     Ok(())
 }
@@ -42,7 +42,7 @@ fn xadd_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 fn xadd_mr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.regs.get(op.src);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
-    let a = cpu.modify(lin, op.has(op_flags::LOCK), |a| sum(a, b))?;
+    let a = cpu.modify(op, lin, op.has(op_flags::LOCK), |a| sum(a, b))?;
     cpu.flags.add(a, b, sum(a, b));
     cpu.regs.put(op.src, a);
     Ok(())
@@ -71,7 +71,7 @@ fn cmpxchg_rr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
 fn cmpxchg_mr<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let (acc, new): (W, W) = (cpu.regs.get(slot::RAX), cpu.regs.get(op.src));
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
-    let seen = cpu.modify(lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
+    let seen = cpu.modify(op, lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
     compare(cpu, seen);
     Ok(())
 }
@@ -80,7 +80,7 @@ fn cmpxchg8b(cpu: &mut Cpu, op: &Op) -> Flow {
     let pair = |hi, lo| u64::from(cpu.regs.get::<u32>(hi)) << 32 | u64::from(cpu.regs.get::<u32>(lo));
     let (acc, new) = (pair(slot::RDX, slot::RAX), pair(slot::RCX, slot::RBX));
     let lin = cpu.linear(op, 8, Use::Write)?;
-    let seen: u64 = cpu.modify(lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
+    let seen: u64 = cpu.modify(op, lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
     cpu.flags.set_zf(seen == acc);
     if seen != acc {
         cpu.regs.put(slot::RAX, seen as u32);
@@ -97,7 +97,7 @@ fn cmpxchg16b(cpu: &mut Cpu, op: &Op) -> Flow {
     if lin & 15 != 0 {
         return Err(Stop::GP0);
     }
-    let seen: u128 = cpu.modify(lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
+    let seen: u128 = cpu.modify(op, lin, op.has(op_flags::LOCK), |m| if m == acc { new } else { m })?;
     cpu.flags.set_zf(seen == acc);
     if seen != acc {
         cpu.regs.set_r(slot::RAX, seen as u64);

@@ -104,7 +104,8 @@ fn fence(_: &mut Cpu, _: &Op) -> Flow {
 fn flush_line(cpu: &mut Cpu, op: &Op) -> Flow {
     let lin = cpu.linear(op, 1, Use::Read)?;
     if cpu.tlb.read(cpu.data_access, lin, 1).is_none() {
-        cpu.translate(lin, Wanted { write: false, fetch: false, access: cpu.data_access })?;
+        let wanted = Wanted { write: false, fetch: false, access: cpu.data_access };
+        cpu.translate(lin, wanted).map_err(|stop| stop.of_operand(op))?;
     }
     Ok(())
 }

@@ -179,7 +179,7 @@ fn m<W: Word, S: Shift, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let n = masked::<W, C>(cpu, op);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
     let f = cpu.flags;
-    let a = cpu.modify(lin, false, |a: W| if n == 0 { a } else { S::apply(f, a, n).0 })?;
+    let a = cpu.modify(op, lin, false, |a: W| if n == 0 { a } else { S::apply(f, a, n).0 })?;
     if n != 0 {
         cpu.flags = S::apply(f, a, n).1;
     }
@@ -239,7 +239,7 @@ fn double_m<W: Word, D: Double, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let b: W = cpu.regs.get(op.src);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
     let f = cpu.flags;
-    let a = cpu.modify(lin, false, |a: W| if n == 0 { a } else { D::apply(f, a, b, n).0 })?;
+    let a = cpu.modify(op, lin, false, |a: W| if n == 0 { a } else { D::apply(f, a, b, n).0 })?;
     if n != 0 {
         cpu.flags = D::apply(f, a, b, n).1;
     }

@@ -4,7 +4,7 @@ use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected, Shape, hot};
 use crate::cpu::mmu::Wanted;
 use crate::cpu::op::{Handler, Op};
-use crate::cpu::{Cpu, Flow, slot};
+use crate::cpu::{Cpu, Flow, Stop, slot};
 use crate::mem::Word;
 use iced_x86::Mnemonic;
 
@@ -34,7 +34,7 @@ fn pop_m<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     // An address by RSP is computed with the value after the pop.
     let rsp = cpu.regs.r(slot::RSP);
     cpu.add_rsp(W::BYTES);
-    let stored = cpu.linear(op, W::BYTES, Use::Write).and_then(|lin| cpu.store(lin, v));
+    let stored = cpu.store_operand(op, v);
     if stored.is_err() {
         cpu.regs.set_r(slot::RSP, rsp);
     }
@@ -46,7 +46,7 @@ fn leave<W: Word>(cpu: &mut Cpu, _: &Op) -> Flow {
     let mask = cpu.mode.stack_mask();
     let rbp = cpu.regs.r(slot::RBP) & mask;
     let lin = cpu.stack_linear(rbp, W::BYTES, Use::Read)?;
-    let v: W = cpu.load(lin)?;
+    let v: W = cpu.load(lin).map_err(Stop::on_stack)?;
     let rsp = cpu.regs.r(slot::RSP);
     cpu.regs.set_r(slot::RSP, rsp & !mask | rbp.wrapping_add(W::BYTES) & mask);
     cpu.regs.put(slot::RBP, v);
@@ -88,7 +88,7 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, size: u64, level: u64) -> Flow {
         for _ in 1..level {
             rbp = rbp.wrapping_sub(W::BYTES);
             let lin = cpu.stack_linear(rbp & mask, W::BYTES, Use::Read)?;
-            let display: W = cpu.load(lin)?;
+            let display: W = cpu.load(lin).map_err(Stop::on_stack)?;
             cpu.push(display)?;
         }
         cpu.push(W::from_u64(frame))?;
@@ -97,7 +97,8 @@ fn enter_frame<W: Word>(cpu: &mut Cpu, size: u64, level: u64) -> Flow {
     // SDM 2, "ENTER": a write at the new stack pointer would have to succeed.
     let lin = cpu.stack_linear(cpu.regs.r(slot::RSP) & mask, W::BYTES, Use::Write)?;
     if cpu.tlb.write(cpu.data_access, lin, W::BYTES).is_none() {
-        cpu.translate(lin, Wanted { write: true, fetch: false, access: cpu.data_access })?;
+        let wanted = Wanted { write: true, fetch: false, access: cpu.data_access };
+        cpu.translate(lin, wanted).map_err(Stop::on_stack)?;
     }
     cpu.regs.put(slot::RBP, W::from_u64(frame));
     Ok(())

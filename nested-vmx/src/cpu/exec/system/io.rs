@@ -86,7 +86,7 @@ fn input_string<W: Word>(cpu: &mut Cpu, op: &Op) -> Flow {
     let lin = cpu.string_destination(op, W::BYTES, Use::Write)?;
     cpu.intercept_io(op, IoAccess { port, size, input: true, immediate: false, string_lin: Some(lin) })?;
     // A fault comes before the port is read.
-    cpu.modify(lin, false, |v: W| v)?;
+    cpu.modify(op, lin, false, |v: W| v)?;
     cpu.note_port_breakpoint(port, size);
     let v: W = cpu.port_read(port);
     cpu.store(lin, v)?;

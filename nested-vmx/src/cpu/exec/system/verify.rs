@@ -104,7 +104,7 @@ fn arpl_m(cpu: &mut Cpu, op: &Op) -> Flow {
     }
     let source = cpu.regs.get(op.src);
     let lin = cpu.linear(op, 2, Use::Write)?;
-    let old = cpu.modify(lin, false, |v| adjusted(v, source).unwrap_or(v))?;
+    let old = cpu.modify(op, lin, false, |v| adjusted(v, source).unwrap_or(v))?;
     cpu.flags.set_zf(adjusted(old, source).is_some());
     Ok(())
 }
