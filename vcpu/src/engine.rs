@@ -56,7 +56,7 @@ pub trait Engine: Send + Sync {
     /// [`Vcpu::clear_kick`]. The thread's wake is the caller's business.
     fn kick(&self, vcpu: u32);
 
-    /// Posts an injection whose id is `id`. The answer is what the sender can know: [`Disposition::Latched`]
+    /// Posts an injection whose id is `id`, and wakes its receiver if it is parked and has to see it. The answer is what the sender can know: [`Disposition::Latched`]
     /// where the receiver decides (its event then carries the same id as cause).
     fn inject(&self, vcpu: u32, injection: Injection, id: u64) -> Disposition;
 

@@ -333,7 +333,6 @@ impl Vm {
         let at = lock(&self.shared.vcpus[i].status).at();
         events.record_injection(vcpu, engine.now_ns(), id, injection, at);
         let posted = engine.inject(vcpu, injection, id);
-        self.shared.vcpus[i].wake.notify();
         let running = *lock(&self.shared.state) == VmState::Running;
         let timeout = if posted == Disposition::Latched && running { FATE_TIMEOUT } else { Duration::ZERO };
         let disposition = events.fate_of(id, timeout).unwrap_or(posted);

@@ -147,3 +147,19 @@ fn the_pit_counts_guest_time_to_the_block() {
     // 2000 instructions are 2000 ns, which are 2.39 ticks of 1.193182 MHz.
     assert!((2..=3).contains(&counted), "{counted}");
 }
+
+#[test]
+fn an_init_that_is_blocked_wakes_its_target_once_and_not_again() {
+    let vm = flat("blocked", &SPIN, |c| c.cpus = 2);
+    vm.start().unwrap();
+    reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+    let wakeups = || vm.counters().vcpus[1].wakeups;
+    let before = wakeups();
+    for n in 1..=3 {
+        assert_eq!(vm.inject(1, Injection::Init).unwrap().disposition, Disposition::Dropped(Rule::R2));
+        reaches(&vm, 1, ThreadState::Idle, ActivityState::WaitForSipi);
+        // The other vCPU's instructions and reads wake nobody.
+        vm.vcpu_fresh(0, PATIENCE).unwrap();
+        assert!(wakeups() <= before + n, "{} wakeups for {n} events", wakeups() - before);
+    }
+}

@@ -11,7 +11,7 @@ use crate::engine::*;
 use crate::event::EventWriter;
 use crate::host::{Choice, EngineKind, allowed_cpus};
 use crate::spec::{Nested, VmConfig, VmSpec};
-use crate::thread::lock;
+use crate::thread::{Wake, lock};
 use crate::vm::Vm;
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -37,6 +37,7 @@ pub type Script = Box<dyn FnMut(&mut Stage) -> RunOutcome + Send>;
 pub struct FakeEngine {
     kicked: Vec<AtomicBool>,
     pub posted: Vec<Mutex<VecDeque<(Injection, u64)>>>,
+    wakes: Mutex<Vec<Arc<Wake>>>,
     pub vcpu_resets: AtomicU64,
     /// For each machine reset, how many vCPUs had been reset before it.
     pub machine_resets: Mutex<Vec<u64>>,
@@ -55,6 +56,7 @@ impl Engine for FakeEngine {
     }
     fn inject(&self, vcpu: u32, injection: Injection, id: u64) -> Disposition {
         lock(&self.posted[vcpu as usize]).push_back((injection, id));
+        lock(&self.wakes)[vcpu as usize].notify();
         Disposition::Latched
     }
     fn console_input(&self) {}
@@ -124,6 +126,7 @@ pub fn with_spec(spec: VmSpec, scripts: Vec<Script>) -> (Arc<Vm>, Arc<FakeEngine
     });
     let shared = engine.clone();
     let vm = Vm::with_engine(spec, choice, allowed_cpus(), move |_, context| {
+        *lock(&shared.wakes) = context.ports.iter().map(|p| p.wake.clone()).collect();
         let vcpus = context.ports.into_iter().zip(scripts).map(|(port, script)| {
             let stage =
                 Stage { index: port.index, state: VcpuState::default(), events: port.events, engine: shared.clone() };
