@@ -31,30 +31,38 @@ fn cpuid(cpu: &mut Cpu, _: &Op) -> Flow {
     Ok(())
 }
 
-fn rdmsr(cpu: &mut Cpu, _: &Op) -> Flow {
+/// `imm` is the operation's place in its block: time passes inside a block too, and must not seem to go back.
+fn at_own_time<T>(cpu: &mut Cpu, op: &Op, f: impl FnOnce(&mut Cpu) -> T) -> T {
+    cpu.retired += op.imm;
+    let result = f(cpu);
+    cpu.retired -= op.imm;
+    result
+}
+
+fn rdmsr(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.require_cpl0()?;
     cpu.intercept_rdmsr(cpu.ecx())?;
-    let v = cpu.read_msr(cpu.ecx())?;
+    let v = at_own_time(cpu, op, |cpu| cpu.read_msr(cpu.ecx()))?;
     cpu.put_edx_eax(v);
     Ok(())
 }
 
-fn wrmsr(cpu: &mut Cpu, _: &Op) -> Flow {
+fn wrmsr(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.require_cpl0()?;
     cpu.intercept_wrmsr(cpu.ecx())?;
-    cpu.write_msr(cpu.ecx(), cpu.edx_eax())?;
+    at_own_time(cpu, op, |cpu| cpu.write_msr(cpu.ecx(), cpu.edx_eax()))?;
     cpu.mode_changed();
     Err(Stop::COMPLETED)
 }
 
-/// The checks of RDTSC and RDTSCP. `imm` is the operation's place in its block: time passes inside a block too.
+/// The checks of RDTSC and RDTSCP.
 fn tsc(cpu: &mut Cpu, op: &Op, intercept: fn(&mut Cpu) -> Flow) -> Result<u64, Stop> {
     if cpu.cpl > 0 && cpu.cr4.tsd() {
         return Err(Stop::GP0);
     }
     intercept(cpu)?;
-    let vm_tsc = cpu.bus.tsc(cpu.retired + op.imm);
-    Ok(vm_tsc.wrapping_add(cpu.msrs.tsc_offset).wrapping_add(cpu.tsc_offset()))
+    let own = at_own_time(cpu, op, Cpu::tsc);
+    Ok(own.wrapping_add(cpu.tsc_offset()))
 }
 
 fn rdtsc(cpu: &mut Cpu, op: &Op) -> Flow {
@@ -87,26 +95,15 @@ fn pause(cpu: &mut Cpu, _: &Op) -> Flow {
 pub(super) fn select(d: &mut Decoded) -> Selected {
     let handler: Handler = match d.i.mnemonic() {
         Mnemonic::Cpuid => cpuid,
-        Mnemonic::Rdmsr => {
-            // IA32_TIME_STAMP_COUNTER counts from a block's start.
-            d.ends = true;
-            rdmsr
-        }
-        Mnemonic::Wrmsr => {
-            d.ends = true;
-            wrmsr
-        }
-        Mnemonic::Rdtsc => {
-            d.op.imm = d.index.into();
-            rdtsc
-        }
-        Mnemonic::Rdtscp => {
-            d.op.imm = d.index.into();
-            rdtscp
-        }
+        Mnemonic::Rdmsr => rdmsr,
+        Mnemonic::Wrmsr => wrmsr,
+        Mnemonic::Rdtsc => rdtsc,
+        Mnemonic::Rdtscp => rdtscp,
         Mnemonic::Rdpmc => rdpmc,
         Mnemonic::Pause => pause,
         _ => return None,
     };
+    d.op.imm = d.index.into();
+    d.ends = d.i.mnemonic() == Mnemonic::Wrmsr;
     Some(handler)
 }

@@ -700,3 +700,18 @@ fn compatibility_mode_runs_32_bit_code_under_long_mode_and_is_interrupted_by_64_
     let top = rig.r(slot::RSP);
     assert_eq!([rig.read_u64(top), rig.read_u64(top + 8), rig.read_u64(top + 32)], [DATA + 1, 0x18, 0x10]);
 }
+
+#[test]
+fn the_tsc_does_not_go_back_inside_a_block() {
+    let mut rig = Rig::long();
+    rig.set_r(slot::RCX, 0x10).code(|a| {
+        a.nop()?;
+        a.nop()?;
+        a.rdtsc()?;
+        a.mov(ebx, eax)?;
+        a.rdmsr()?;
+        a.jmp(CODE)
+    });
+    rig.run(6);
+    assert_eq!((rig.r(slot::RBX), rig.r(slot::RAX)), (2, 4));
+}
