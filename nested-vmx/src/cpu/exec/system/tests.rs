@@ -29,7 +29,6 @@ const CONFORMING: u16 = 0x40;
 const NOT_PRESENT: u16 = 0x48;
 const READ_ONLY: u16 = 0x50;
 const EXPAND_DOWN: u16 = 0x58;
-const LDT: u16 = 0x60;
 const TASK_GATE: u16 = 0x6b;
 const SMALL: u16 = 0x70;
 
