@@ -224,3 +224,19 @@ fn an_interrupt_waits_for_sti_and_one_more_instruction() {
     rig.run(1);
     assert_eq!((halted_in(&rig), stack(&rig)[0]), (0x55, CODE + 3));
 }
+
+#[test]
+fn an_nmi_blocks_the_next_one_until_iret() {
+    let mut rig = long_at(0);
+    rig.ram.write(HANDLERS + 32, &[0x90, 0x48, 0xcf]).unwrap(); // nop; iretq
+    rig.code(|a| a.jmp(CODE));
+    rig.run(1);
+    rig.mailbox.post_nmi(1);
+    rig.run(1);
+    assert_eq!(rig.cpu.regs.rip(), HANDLERS + 33);
+    rig.mailbox.post_nmi(2);
+    rig.run(1);
+    assert_eq!(rig.cpu.regs.rip(), CODE, "back before the second one");
+    rig.run(1);
+    assert_eq!(rig.cpu.regs.rip(), HANDLERS + 33);
+}
