@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use nested_vmx::event::{ActivityState, Rule};
+use nested_vmx::event::{ActivityState, Detail, Rule};
 
 use crate::engine::{Disposition, Injection};
+use crate::event::{VmChange, What};
 use crate::host::allowed_cpus;
 use crate::spec::{Boot, Nested, VmConfig, VmSpec};
 use crate::thread::ThreadState;
@@ -162,4 +163,36 @@ fn an_init_that_is_blocked_wakes_its_target_once_and_not_again() {
         vm.vcpu_fresh(0, PATIENCE).unwrap();
         assert!(wakeups() <= before + n, "{} wakeups for {n} events", wakeups() - before);
     }
+}
+
+#[test]
+fn a_triple_fault_fails_the_vm_with_a_dump_and_a_stopped_guest_stays_readable() {
+    // lidt [0x2000] (all zeros there); int3
+    let vm = flat("triple", &[0x0f, 0x01, 0x1e, 0x00, 0x20, 0xcc], |c| c.cpus = 2);
+    vm.start().unwrap();
+    let VmState::Failed { reason, dump } = ends(&vm) else { panic!("{:?}", vm.state()) };
+    assert_eq!(reason, "vCPU 0: triple fault");
+    assert!(dump.exact);
+    assert_eq!((dump.vcpu, dump.registers.rip), (0, LOAD_GPA + 5));
+    assert!(dump.events.iter().any(|e| matches!(e.what, What::Processor(Detail::TripleFault))));
+    assert_eq!(vm.registers(0).unwrap(), dump.registers);
+}
+
+#[test]
+fn a_guest_asks_for_a_reset_and_for_power_off() {
+    let mut image = vec![0xba, 0xf9, 0x0c, 0xb0, 0x06, 0xee]; // mov dx, 0xcf9; mov al, 6; out dx, al
+    image.extend(HLT_FOREVER);
+    let vm = flat("resets", &image, |_| {});
+    vm.start().unwrap();
+    let reset = |e: &crate::event::EventRecord| e.what == What::Vm(VmChange::Reset);
+    let twice = vm.wait_for(PATIENCE, || {
+        (vm.events().read(1, 1000).events.iter().filter(|e| reset(e)).count() >= 2).then_some(())
+    });
+    assert!(twice.is_some(), "it boots, resets and boots again");
+    vm.stop().unwrap();
+
+    let image: Vec<u8> = b"Shutdown".iter().flat_map(|b| out(0x8900, *b)).chain(HLT_FOREVER).collect();
+    let vm = flat("off", &image, |_| {});
+    vm.start().unwrap();
+    assert_eq!(ends(&vm), VmState::Stopped { exit: None });
 }

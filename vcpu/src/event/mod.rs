@@ -130,25 +130,24 @@ fn is_signal(message: &IpiMessage) -> bool {
     matches!(message.delivery, Delivery::Init | Delivery::InitDeassert | Delivery::StartUp | Delivery::Nmi)
 }
 
-/// Frequent VM exits and entries are counted only; the entries around INIT and SIPI are part of their story:
-/// `after_kept_exit` says that this is the first entry after an exit that is kept, or the first of all.
-fn class_of(detail: &Detail, after_kept_exit: bool) -> Class {
-    match detail {
-        Detail::IcrWrite { message, .. } if !is_signal(message) => Class::Frequent,
-        Detail::VmEntry { activity, .. } if *activity != ActivityState::WaitForSipi && !after_kept_exit => {
-            Class::Frequent
-        }
-        Detail::VmExit { reason, .. }
-            if !matches!(*reason, EXIT_TRIPLE_FAULT | EXIT_INIT | EXIT_SIPI) && reason & EXIT_ENTRY_FAILURE == 0 =>
-        {
-            Class::Frequent
+/// Frequent VM exits and entries are counted only. Those around INIT and SIPI are part of their story: an exit that
+/// has a cause outside, and the first entry after an exit that is kept (`after_kept_exit`), or the first of all.
+fn class_of(detail: &Detail, cause: u64, after_kept_exit: bool) -> Class {
+    let told = match detail {
+        Detail::IcrWrite { message, .. } => is_signal(message),
+        Detail::VmEntry { activity, .. } => *activity == ActivityState::WaitForSipi || after_kept_exit,
+        Detail::VmExit { reason, .. } => {
+            cause != 0
+                || matches!(*reason, EXIT_TRIPLE_FAULT | EXIT_INIT | EXIT_SIPI)
+                || reason & EXIT_ENTRY_FAILURE != 0
         }
         Detail::Activity { from, to } => {
-            let hlt = |a: &ActivityState| matches!(a, ActivityState::Active | ActivityState::Hlt);
-            if hlt(from) && hlt(to) { Class::State } else { Class::Signal }
+            let idles = |a: &ActivityState| matches!(a, ActivityState::Active | ActivityState::Hlt);
+            return if idles(from) && idles(to) { Class::State } else { Class::Signal };
         }
-        _ => Class::Signal,
-    }
+        _ => true,
+    };
+    if told { Class::Signal } else { Class::Frequent }
 }
 
 fn level_of(detail: &Detail, mode: VmxMode) -> Level {

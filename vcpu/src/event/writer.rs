@@ -51,7 +51,7 @@ impl EventWriter {
             _ => {}
         }
         self.log.set_last_at(self.vcpu, self.at);
-        let class = class_of(&detail, self.after_kept_exit);
+        let class = class_of(&detail, cause, self.after_kept_exit);
         match detail {
             Detail::VmEntry { .. } => self.after_kept_exit = false,
             Detail::VmExit { .. } => self.after_kept_exit = class != Class::Frequent,
