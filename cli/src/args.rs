@@ -117,7 +117,7 @@ pub enum VmCommand {
     Create {
         name: String,
         #[command(flatten)]
-        machine: MachineArgs,
+        machine: Box<MachineArgs>,
     },
     /// Let a created VM run.
     Start { name: String },

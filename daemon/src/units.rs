@@ -52,8 +52,8 @@ impl fmt::Display for ByteSize {
         let bytes = self.0;
         let (shift, unit) = match bytes {
             0..1024 => return write!(f, "{bytes} B"),
-            ..0x10_0000 => (10, "KiB"),
-            ..0x4000_0000 => (20, "MiB"),
+            0x400..0x10_0000 => (10, "KiB"),
+            0x10_0000..0x4000_0000 => (20, "MiB"),
             _ => (30, "GiB"),
         };
         let tenths = (u128::from(bytes) * 10) >> shift;

@@ -52,8 +52,13 @@ fn print(event: &v1::Event) {
         event.vcpu.map_or_else(|| "-".into(), |n| n.to_string()),
         event.level().label(),
         event.kind().label(),
-        event.mp_state().label(),
-        event.activity_state().label(),
+        state(event.mp_state()),
+        state(event.activity_state()),
         describe(event),
     );
+}
+
+/// Events of the VM as a whole have none.
+fn state<L: Label + Default + PartialEq>(state: L) -> &'static str {
+    if state == L::default() { "-" } else { state.label() }
 }

@@ -1,7 +1,7 @@
 //! `nestctl vcpu`.
 
 use nestd::config::Listen;
-use nestd_proto::{Label, v1};
+use nestd_proto::{Label, json, v1};
 
 use crate::{
     args::{Target, VcpuCommand},
@@ -20,11 +20,20 @@ pub async fn run(command: VcpuCommand, server: Option<&Listen>, output: Output) 
         VcpuCommand::Show { target: Target { vm, vcpu: index }, fresh, registers } => {
             let request = v1::GetVcpuRequest { vm: vm.clone(), index, fresh, timeout: None };
             let vcpu = client.vcpus().get(request).await?.into_inner();
-            output.show(&vcpu, print_one)?;
-            if registers {
-                let request = v1::GetRegistersRequest { vm, index };
-                let registers = client.vcpus().get_registers(request).await?.into_inner();
-                output.show(&registers, print_registers)?;
+            if !registers {
+                return output.show(&vcpu, print_one);
+            }
+            let request = v1::GetRegistersRequest { vm, index };
+            let registers = client.vcpus().get_registers(request).await?.into_inner();
+            match output {
+                Output::Json => {
+                    let (vcpu, registers) = (json::to_value(&vcpu)?, json::to_value(&registers)?);
+                    say!("{:#}", serde_json::json!({ "vcpu": vcpu, "registers": registers }));
+                }
+                Output::Table => {
+                    print_one(&vcpu);
+                    print_registers(&registers);
+                }
             }
             Ok(())
         }

@@ -121,8 +121,9 @@ impl<'a> Story<'a> {
         }
         let Some(exit) = exit else {
             self.steps[5] = Some(sipis[0].event);
-            let rules = sipis.iter().filter_map(|s| events.iter().find(|e| caused_by(e, s.id)).and_then(dropped_by));
-            let rule = rules.last();
+            let mut rules =
+                sipis.iter().filter_map(|s| events.iter().find(|e| caused_by(e, s.id)).and_then(dropped_by));
+            let rule = rules.next_back();
             let why = rule.as_ref().map_or(String::new(), |rule| format!("; SIPI was dropped ({rule})"));
             let what = format!("{target_name} had no VM exit 4 (SIPI){why}");
             return Err(Missing { rule, ..Missing::new(7, what) });

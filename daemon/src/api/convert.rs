@@ -343,16 +343,21 @@ pub fn event(vm: &str, record: &EventRecord) -> v1::Event {
         What::Processor(Detail::IcrWrite { id, .. }) if id == record.cause => 0,
         _ => record.cause,
     };
+    let vcpu = (record.vcpu != WHOLE_VM).then_some(record.vcpu);
+    let (mp, active) = match vcpu {
+        Some(_) => (mp_state(record.mp_state), activity(record.activity)),
+        None => Default::default(),
+    };
     v1::Event {
         sequence: record.seq,
-        vcpu: (record.vcpu != WHOLE_VM).then_some(record.vcpu),
+        vcpu,
         local_sequence: record.local_seq,
         time_ns: record.time_ns,
         level: level as i32,
         kind: kind as i32,
         cause_id,
-        mp_state: mp_state(record.mp_state) as i32,
-        activity_state: activity(record.activity) as i32,
+        mp_state: mp as i32,
+        activity_state: active as i32,
         vm: vm.into(),
         detail: Some(detail),
     }

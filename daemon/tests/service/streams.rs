@@ -2,7 +2,7 @@
 
 use nestd_proto::v1::{self, stream_events_response::Item};
 
-use crate::rig::{Rig, guest, in_time, request};
+use crate::rig::{Rig, guest, in_time, request, request_with};
 
 /// Sends SIPIs that nobody receives, by the x2APIC's ICR, 100,000 times, and then exits with 0.
 const SIPI_STORM: &[u8] = &[
@@ -78,6 +78,38 @@ async fn followed_events_end_with_the_vm_and_can_be_read_on_from_any_place() {
     let filtered = v1::StreamEventsRequest { filter: Some(filter), ..stream("a", false) };
     let (filtered, _) = all(rig.events().stream(filtered).await.unwrap().into_inner()).await;
     assert_eq!(filtered.len(), 2);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn frequent_exits_are_recorded_only_while_a_stream_names_their_kind() {
+    let rig = Rig::start().await;
+    for (name, kinds) in [("named", vec![v1::EventKind::VmExit as i32]), ("not-named", vec![])] {
+        let mut create = request_with(name, guest::SPIN, |spec| {
+            spec.cpus = 2;
+            spec.memory_bytes = 64 << 20;
+        });
+        let module = v1::BootModule { image: nestd_guests::l2().into(), append: String::new() };
+        let l1 = nestd_guests::l1(nestd_guests::L1::Demo).into();
+        let kernel = v1::KernelBoot { image: l1, append: String::new(), modules: vec![module] };
+        create.boot = Some(v1::Boot { kind: Some(v1::boot::Kind::Kernel(kernel)) });
+        rig.vms().create(create).await.unwrap();
+        let filter = v1::EventFilter { kinds, vcpus: vec![] };
+        let request = v1::StreamEventsRequest { filter: Some(filter), ..stream(name, true) };
+        let followed = rig.events().stream(request).await.unwrap().into_inner();
+        rig.start_vm(name).await;
+        let (events, _) = all(followed).await;
+        let reasons: Vec<u32> = events
+            .iter()
+            .filter_map(|e| match &e.detail {
+                Some(v1::event::Detail::VmExit(exit)) => Some(exit.reason),
+                _ => None,
+            })
+            .collect();
+        // INIT and SIPI always are; CPUID is frequent.
+        assert!(reasons.contains(&3) && reasons.contains(&4), "{name}: {reasons:?}");
+        assert_eq!(reasons.contains(&10), name == "named", "{name}: {reasons:?}");
+    }
     rig.end().await;
 }
 
