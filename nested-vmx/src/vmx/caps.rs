@@ -104,7 +104,9 @@ pub const OFFER: Offer = Offer {
         .with_use_tsc_offsetting(true)
         .with_hlt_exiting(true)
         .with_invlpg_exiting(true)
+        // The CPU model has neither MWAIT nor MONITOR: they are #UD, but hypervisors insist on these two controls.
         .with_mwait_exiting(true)
+        .with_monitor_exiting(true)
         .with_rdpmc_exiting(true)
         .with_rdtsc_exiting(true)
         .with_cr3_load_exiting(true)
@@ -117,7 +119,6 @@ pub const OFFER: Offer = Offer {
         .with_use_io_bitmaps(true)
         .with_monitor_trap_flag(true)
         .with_use_msr_bitmaps(true)
-        .with_monitor_exiting(true)
         .with_pause_exiting(true)
         .with_secondary_controls(true),
     proc2: Proc2Controls::new()

@@ -33,7 +33,7 @@ impl Cpu {
             return None;
         }
         let rate = self.vmx.caps.offer.misc.preemption_timer_rate();
-        self.vmx.preemption_deadline.map(|d| d.checked_mul(1 << rate).unwrap_or(u64::MAX))
+        self.vmx.preemption_deadline.map(|d| d.saturating_mul(1 << rate))
     }
 
     pub(super) fn save_preemption_timer(&mut self) {

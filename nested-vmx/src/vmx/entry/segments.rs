@@ -87,7 +87,7 @@ const DPLS: &[Check] = &concat::<7>(&[
     each!(420, "dpl", GUEST_ACCESS_RIGHTS, code_dpl, ["cs" CS]),
     each!(420, "dpl-rpl", GUEST_ACCESS_RIGHTS, stack_dpl_is_rpl, ["ss" SS]),
     &[check(426, "guest-ss-dpl-zero", &[F::GuestSsAccessRights, F::GuestCsAccessRights, F::GuestCr0], SECTION, |c| {
-        c.virtual_8086() || !(rights(c, CS).kind() == 3 || !c.guest_cr0.pe()) || rights(c, SS).dpl() == 0
+        c.virtual_8086() || rights(c, SS).dpl() == 0 || rights(c, CS).kind() != 3 && c.guest_cr0.pe()
     })],
     each!(420, "dpl", GUEST_ACCESS_RIGHTS, data_dpl, ["ds" DS, "es" ES, "fs" FS, "gs" GS]),
 ]);

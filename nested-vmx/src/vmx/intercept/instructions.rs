@@ -90,18 +90,6 @@ impl Cpu {
         self.intercept_if(self.vmx.controls.proc.rdpmc_exiting(), ExitReason::Rdpmc)
     }
 
-    pub(crate) fn intercept_monitor(&mut self) -> Flow {
-        self.intercept_if(self.vmx.controls.proc.monitor_exiting(), ExitReason::Monitor)
-    }
-
-    /// `armed`: the address-range monitor is.
-    pub(crate) fn intercept_mwait(&mut self, armed: bool) -> Flow {
-        if self.in_non_root() && self.vmx.controls.proc.mwait_exiting() {
-            return Err(self.exit_for(ExitReason::Mwait, armed.into(), 0));
-        }
-        Ok(())
-    }
-
     pub(crate) fn intercept_pause(&mut self) -> Flow {
         self.intercept_if(self.vmx.controls.proc.pause_exiting(), ExitReason::Pause)
     }
@@ -141,11 +129,6 @@ impl Cpu {
             return Ok(());
         }
         Err(self.exit_for_memory(ExitReason::Invpcid, op, u32::from(op.dst & 15) << 28))
-    }
-
-    /// XSAVES and XRSTORS in non-root operation need "enable XSAVES/XRSTORS".
-    pub(crate) fn require_xsaves(&self) -> Flow {
-        self.require(self.vmx.controls.proc2.enable_xsaves())
     }
 
     /// An exit of an instruction with a memory operand; `more` are the other bits of the instruction information.

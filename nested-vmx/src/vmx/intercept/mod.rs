@@ -5,9 +5,9 @@
 //! | what | function |
 //! |---|---|
 //! | CPUID, INVD, GETSEC, XSETBV | [`Cpu::intercept_always`] |
-//! | HLT, INVLPG, RDTSC, RDTSCP, RDPMC, MWAIT, MONITOR, PAUSE, WBINVD, RDRAND, RDSEED, INVPCID | [`instructions`] |
+//! | HLT, INVLPG, RDTSC, RDTSCP, RDPMC, PAUSE, WBINVD, RDRAND, RDSEED, INVPCID | [`instructions`] |
 //! | SGDT, SIDT, LGDT, LIDT, SLDT, STR, LLDT, LTR | [`instructions`] |
-//! | XSAVES, XRSTORS, RDTSCP, INVPCID without their enabling control | `require_*`: #UD |
+//! | RDTSCP, INVPCID without their enabling control | the same: #UD |
 //! | MOV CR, CLTS, LMSW, SMSW, MOV DR | [`registers`] |
 //! | RDMSR, WRMSR, IN, OUT, INS, OUTS | [`bitmaps`] |
 //! | exceptions, task switches | [`events`] |

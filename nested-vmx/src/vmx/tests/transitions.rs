@@ -4,11 +4,13 @@ use super::bench::{Bench, GUEST_RIP, HOST_RIP};
 use crate::arch::cr::{dr, rflags};
 use crate::arch::exception;
 use crate::arch::vmx::{EventType, PinControls, ProcControls};
-use crate::cpu::slot;
+use crate::cpu::{Cpu, slot};
 use crate::event::ActivityState::{self, Active, Hlt, Shutdown, WaitForSipi};
 use crate::event::{Detail, Fate, Rule, VmxMode};
 use crate::vmx::exit::reasons::{ExitReason, InstructionError};
 use crate::vmx::vmcs12::Field;
+
+type Change = fn(&mut Bench) -> &mut Bench;
 
 #[test]
 fn r09_a_latched_init_exits_before_the_guest_retires_an_instruction() {
@@ -128,7 +130,7 @@ fn r12_init_and_sipi_together_in_non_root_give_exit_3_and_drop_the_sipi_in_root(
 /// The checks themselves are tested one by one in `entry::tests`; here that a failure is an exit 33.
 #[test]
 fn r13_a_failed_check_of_non_register_state_is_exit_33_with_bit_31() {
-    let cases: [(fn(&mut Bench) -> &mut Bench, u16); 4] = [
+    let cases: [(Change, u16); 4] = [
         (|b| b.set(Field::GuestActivityState, 4), 600),
         (|b| b.set(Field::GuestActivityState, 3).inject(EventType::Nmi, 2, None), 605),
         (|b| b.set(Field::GuestInterruptibility, 4), 616),
@@ -236,8 +238,7 @@ fn r17_exit_4_saves_wait_for_sipi_no_pending_debug_and_no_nmi_blocking_of_its_ow
 
 #[test]
 fn r18_after_either_exit_root_operation_runs_active_and_blocks_init_again() {
-    let cases: [(ActivityState, fn(&mut Bench) -> &mut Bench); 2] =
-        [(Hlt, |b| b.init(1)), (WaitForSipi, |b| b.sipi(0x10, 1))];
+    let cases: [(ActivityState, Change); 2] = [(Hlt, |b| b.init(1)), (WaitForSipi, |b| b.sipi(0x10, 1))];
     for (state, event) in cases {
         let mut b = Bench::guest(state);
         event(&mut b);
@@ -251,50 +252,55 @@ fn r18_after_either_exit_root_operation_runs_active_and_blocks_init_again() {
     }
 }
 
-type Step = fn(&mut Bench);
-
 /// (before the entry, in the guest, the exit, its vector) in R19's order.
-const PRIORITIES: [(Step, Step, ExitReason, u64); 8] = [
-    (|_| {}, |b| b.cpu().vmx.init = Some(1), ExitReason::InitSignal, 0),
-    (|_| {}, |b| b.cpu().vmx.mtf_pending = true, ExitReason::MonitorTrapFlag, 0),
+const PRIORITIES: [(Change, Change, ExitReason, u64); 8] = [
+    (NOTHING, |b| with(b, |c| c.vmx.init = Some(1)), ExitReason::InitSignal, 0),
+    (NOTHING, |b| with(b, |c| c.vmx.mtf_pending = true), ExitReason::MonitorTrapFlag, 0),
     (
-        |b| drop(b.set(Field::ExceptionBitmap, 1 << 1)),
-        |b| b.cpu().pending_debug = dr::DR6_BS,
+        |b| b.set(Field::ExceptionBitmap, 1 << 1),
+        |b| with(b, |c| c.pending_debug = dr::DR6_BS),
         ExitReason::ExceptionOrNmi,
         1,
     ),
-    (|b| drop(b.pin(PinControls::new().with_preemption_timer(true))), |_| {}, ExitReason::PreemptionTimer, 0),
+    (|b| b.pin(PinControls::new().with_preemption_timer(true)), NOTHING, ExitReason::PreemptionTimer, 0),
     (
         |b| {
             b.pin(PinControls::new().with_nmi_exiting(true).with_virtual_nmis(true));
-            b.proc(ProcControls::new().with_nmi_window_exiting(true));
+            b.proc(ProcControls::new().with_nmi_window_exiting(true))
         },
-        |_| {},
+        NOTHING,
         ExitReason::NmiWindow,
         0,
     ),
     (
-        |b| drop(b.pin(PinControls::new().with_nmi_exiting(true))),
-        |b| b.cpu().vmx.nmi = Some(2),
+        |b| b.pin(PinControls::new().with_nmi_exiting(true)),
+        |b| with(b, |c| c.vmx.nmi = Some(2)),
         ExitReason::ExceptionOrNmi,
         2,
     ),
     (
         |b| {
             b.set(Field::GuestRflags, 2 | rflags::IF);
-            b.proc(ProcControls::new().with_interrupt_window_exiting(true));
+            b.proc(ProcControls::new().with_interrupt_window_exiting(true))
         },
-        |_| {},
+        NOTHING,
         ExitReason::InterruptWindow,
         0,
     ),
     (
-        |b| drop(b.pin(PinControls::new().with_external_interrupt_exiting(true))),
-        |b| b.cpu().apic.accept(0x41, false),
+        |b| b.pin(PinControls::new().with_external_interrupt_exiting(true)),
+        |b| with(b, |c| c.apic.accept(0x41, false)),
         ExitReason::ExternalInterrupt,
         0,
     ),
 ];
+
+const NOTHING: Change = |b| b;
+
+fn with(b: &mut Bench, change: impl FnOnce(&mut Cpu)) -> &mut Bench {
+    change(b.cpu());
+    b
+}
 
 #[test]
 fn r19_of_any_two_events_the_one_with_the_higher_priority_is_taken() {
