@@ -146,6 +146,7 @@ pub const OFFER: Offer = Offer {
         .with_load_pat(true)
         .with_load_efer(true),
     ept_vpid: EptVpidCaps::new()
+        .with_execute_only(true)
         .with_walk_length_4(true)
         .with_memory_type_uc(true)
         .with_memory_type_wb(true)
@@ -153,6 +154,7 @@ pub const OFFER: Offer = Offer {
         .with_pages_1g(true)
         .with_invept(true)
         .with_accessed_dirty(true)
+        .with_advanced_exit_info(true)
         .with_invept_single(true)
         .with_invept_all(true)
         .with_invvpid(true)

@@ -67,6 +67,8 @@ pub struct Tlb {
     entries: Box<[Entry; ALL]>,
     context: u64,
     contexts: HashMap<ContextKey, u64>,
+    /// The next number that no entry carries.
+    next: u64,
     key: ContextKey,
     /// Changes with every invalidation: what was looked up by linear address before is void.
     generation: u64,
@@ -83,6 +85,7 @@ impl Default for Tlb {
             entries: vec![EMPTY; ALL].into_boxed_slice().try_into().unwrap_or_else(|_| unreachable!()),
             context: 0,
             contexts: HashMap::new(),
+            next: 1,
             key: ContextKey::default(),
             generation: 0,
         };
@@ -156,20 +159,23 @@ impl Tlb {
             return;
         }
         self.key = key;
-        let next = self.contexts.len() as u64;
         self.context = match self.contexts.get(&key) {
             Some(&c) => c,
-            None if next < CONTEXTS => {
-                self.contexts.insert(key, next);
-                next
-            }
-            None => {
-                self.contexts.clear();
-                self.contexts.insert(key, 0);
-                self.flush();
-                0
-            }
+            None => self.number(key),
         };
+    }
+
+    /// A number for `key` that no entry carries.
+    fn number(&mut self, key: ContextKey) -> u64 {
+        if self.next == CONTEXTS {
+            self.next = 0;
+            self.contexts.clear();
+            self.flush();
+        }
+        let number = self.next;
+        self.next += 1;
+        self.contexts.insert(key, number);
+        number
     }
 
     /// Everything, in all contexts.
@@ -180,6 +186,14 @@ impl Tlb {
 
     /// Everything of contexts that `which` names; global translations too if `globals`.
     pub fn flush_contexts(&mut self, globals: bool, which: impl Fn(&ContextKey) -> bool) {
+        if globals {
+            // Nothing of them stays: it is enough that their numbers are never used again.
+            self.contexts.retain(|k, _| !which(k));
+            if which(&self.key) {
+                self.context = self.number(self.key);
+            }
+            return;
+        }
         self.generation += 1;
         let mut hit = [false; CONTEXTS as usize + 1];
         for (k, &c) in &self.contexts {
@@ -279,6 +293,28 @@ mod tests {
         t.switch(ContextKey::default());
         assert_eq!(t.read(Access::User, 0x1000, 1), None);
         assert_eq!(t.read(Access::User, 0x2000, 1), Some(0));
+    }
+
+    #[test]
+    fn flushing_contexts_with_globals_forgets_them_however_often() {
+        let mut t = Tlb::default();
+        let other = ContextKey { vpid: 5, ..Default::default() };
+        t.switch(other);
+        t.fill(Access::User, &fill(0x3000, 0));
+        for _ in 0..3 * CONTEXTS / 2 {
+            t.switch(ContextKey::default());
+            t.fill(Access::User, &Fill { global: true, ..fill(0x1000, 0) });
+            t.flush_contexts(true, |k| k.vpid == 0);
+            assert_eq!(t.read(Access::User, 0x1000, 1), None);
+        }
+        t.fill(Access::User, &fill(0x1000, 0));
+        t.switch(other);
+        assert_eq!(t.read(Access::User, 0x1000, 1), None);
+        t.fill(Access::User, &fill(0x3000, 0));
+        t.switch(ContextKey::default());
+        t.flush_contexts(true, |k| k.vpid == 0);
+        t.switch(other);
+        assert_eq!(t.read(Access::User, 0x3000, 1), Some(0));
     }
 
     #[test]

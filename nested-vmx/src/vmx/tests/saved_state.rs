@@ -165,3 +165,30 @@ fn a_guest_instruction_that_faults_through_ept_is_repeated_after_l1_maps_the_pag
     b.rig.run(2);
     assert_eq!((b.mode(), b.rig.r(slot::RAX) & 0xff), (VmxMode::NonRoot, 9));
 }
+
+#[test]
+fn execute_only_pages_run_and_are_not_read() {
+    use crate::arch::vmx::Proc2Controls;
+    use iced_x86::code_asm::{al, byte_ptr, rbx};
+    const PML4: u64 = crate::testing::DATA + 0x2_0000;
+    let mut b = Bench::root();
+    b.proc2(Proc2Controls::new().with_enable_ept(true));
+    b.rig.write_u64(PML4, (PML4 + 0x1000) | 7);
+    b.rig.write_u64(PML4 + 0x1000, (PML4 + 0x2000) | 7);
+    for i in 0..8u64 {
+        // The page of the code is execute-only.
+        let rights = if i == 3 { 4 } else { 7 };
+        b.rig.write_u64(PML4 + 0x2000 + 8 * i, i << 21 | rights | 6 << 3 | 0x80);
+    }
+    const CODE: u64 = 0x60_0000;
+    let mut a = iced_x86::code_asm::CodeAssembler::new(64).unwrap();
+    a.nop().unwrap();
+    a.mov(al, byte_ptr(rbx)).unwrap();
+    b.rig.ram.write(CODE, &a.assemble(CODE).unwrap()).unwrap();
+    b.set(Field::Eptp, PML4 | 3 << 3 | 6).set(Field::GuestRip, CODE).enter(Active);
+    b.rig.set_r(slot::RBX, CODE);
+    b.rig.run(2);
+    b.assert_exit_at(ExitReason::EptViolation, CODE + 1);
+    // A read; the page is executable only; the guest's own tables allow user, write and execute.
+    assert_eq!(b.get(Field::ExitQualification), 1 | 4 << 3 | 3 << 7 | 3 << 9);
+}
