@@ -171,6 +171,20 @@ impl Flags {
         self.carries = u64::from(cf) << 63 | u64::from(cf != of) << 62;
     }
 
+    /// MUL and IMUL: CF and OF as given; the undefined ones as Intel's have them: SF and PF by the low half, ZF and AF 0.
+    #[inline(always)]
+    pub fn product<W: Word>(&mut self, low: W, over: bool) {
+        // A zero low byte with another bit set has the parity and sign of zero.
+        self.result = low.to_i64() as u64 | u64::from(low == W::default()) << 8;
+        self.carries = u64::from(over) << 63;
+    }
+
+    /// PF becomes 0.
+    #[inline(always)]
+    pub fn clear_pf(&mut self) {
+        self.carries ^= u64::from(self.pf()) << PARITY_SHIFT;
+    }
+
     /// INC and DEC: as add or sub by one, CF kept.
     #[inline(always)]
     pub fn inc<W: Word>(&mut self, a: W, result: W) {

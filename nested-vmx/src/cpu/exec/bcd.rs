@@ -72,9 +72,10 @@ fn aam(cpu: &mut Cpu, op: &Op) -> Flow {
 
 fn aad(cpu: &mut Cpu, op: &Op) -> Flow {
     let [al, ah] = cpu.regs.get::<u16>(slot::RAX).to_le_bytes();
-    let v = ah.wrapping_mul(op.imm as u8).wrapping_add(al);
+    let tens = ah.wrapping_mul(op.imm as u8);
+    let v = tens.wrapping_add(al);
     cpu.regs.put(slot::RAX, u16::from(v));
-    cpu.set_decimal_flags(v, false, false);
+    cpu.flags.add(al, tens, v);
     Ok(())
 }
 

@@ -98,22 +98,32 @@ fn trailing_zeros<W: Word>(a: W) -> u64 {
     u64::from(a.to_u64().trailing_zeros().min(W::BITS))
 }
 
-/// ZF by the source; the other flags are undefined. A zero source leaves the destination.
+/// ZF by the source; of the other flags, which are undefined, PF is by the result and the rest 0, as Intel's have them. A
+/// zero source leaves the destination.
 struct Bsf;
 impl Count for Bsf {
     #[inline(always)]
     fn apply<W: Word>(f: &mut Flags, a: W) -> Option<u64> {
-        f.logic(a);
-        (a != W::default()).then(|| trailing_zeros(a))
+        scanned(f, a, trailing_zeros(a))
     }
+}
+
+#[inline(always)]
+fn scanned<W: Word>(f: &mut Flags, a: W, index: u64) -> Option<u64> {
+    if a == W::default() {
+        f.logic(a);
+        return None;
+    }
+    // Bit 8 keeps ZF clear without a part in PF.
+    f.logic(index as u16 | 0x100);
+    Some(index)
 }
 
 struct Bsr;
 impl Count for Bsr {
     #[inline(always)]
     fn apply<W: Word>(f: &mut Flags, a: W) -> Option<u64> {
-        f.logic(a);
-        (a != W::default()).then(|| u64::from(W::BITS) - 1 - leading_zeros(a))
+        scanned(f, a, u64::from(W::BITS - 1).wrapping_sub(leading_zeros(a)))
     }
 }
 
@@ -123,6 +133,7 @@ impl Count for Tzcnt {
     fn apply<W: Word>(f: &mut Flags, a: W) -> Option<u64> {
         let n = trailing_zeros(a);
         f.result_cf_of(n as u8, a == W::default(), false);
+        f.clear_pf();
         Some(n)
     }
 }
@@ -133,6 +144,7 @@ impl Count for Lzcnt {
     fn apply<W: Word>(f: &mut Flags, a: W) -> Option<u64> {
         let n = leading_zeros(a);
         f.result_cf_of(n as u8, a == W::default(), false);
+        f.clear_pf();
         Some(n)
     }
 }

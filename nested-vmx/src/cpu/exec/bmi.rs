@@ -1,7 +1,8 @@
-//! BMI1, BMI2 and ADX: the VEX-encoded instructions on general registers, and ADCX, ADOX.
+//! BMI1, BMI2 and ADX: the VEX-encoded instructions on general registers, and ADCX, ADOX. PF and AF, undefined, are 0 as
+//! Intel's processors have them.
 
 use crate::cpu::decode::{Decoded, Selected, Shape, by_width, gpr};
-use crate::cpu::flags::Flags;
+use crate::cpu::flags::{Flags, ZF};
 use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow, Stop, slot};
 use crate::mem::Word;
@@ -38,19 +39,21 @@ macro_rules! ternary {
 ternary!(Andn, W, |f, a, b| {
     let r = !a & b;
     f.logic(r);
+    f.clear_pf();
     r
 });
 ternary!(Bextr, W, |f, a, b| {
     let (start, len) = (b.to_u64() as u32 & 0xff, (b.to_u64() >> 8) as u32 & 0xff);
     let v = a.to_u64().checked_shr(start).unwrap_or(0);
     let r = W::from_u64(v & 1u64.checked_shl(len).map_or(u64::MAX, |m| m - 1));
-    f.logic(r);
+    f.set_status(if r == W::default() { ZF } else { 0 });
     r
 });
 ternary!(Bzhi, W, |f, a, b| {
     let n = b.to_u64() as u32 & 0xff;
     let r = W::from_u64(a.to_u64() & 1u64.checked_shl(n).map_or(u64::MAX, |m| m - 1));
     f.result_cf_of(r, n > W::BITS - 1, false);
+    f.clear_pf();
     r
 });
 ternary!(Pdep, W, |_f, a, b| {
@@ -89,6 +92,7 @@ impl Binary for Blsi {
     fn apply<W: Word>(f: &mut Flags, a: W) -> W {
         let r = W::from_u64(a.to_u64() & a.to_u64().wrapping_neg());
         f.result_cf_of(r, a != W::default(), false);
+        f.clear_pf();
         r
     }
 }
@@ -99,6 +103,7 @@ impl Binary for Blsr {
     fn apply<W: Word>(f: &mut Flags, a: W) -> W {
         let r = W::from_u64(a.to_u64() & a.to_u64().wrapping_sub(1));
         f.result_cf_of(r, a == W::default(), false);
+        f.clear_pf();
         r
     }
 }
@@ -109,6 +114,7 @@ impl Binary for Blsmsk {
     fn apply<W: Word>(f: &mut Flags, a: W) -> W {
         let r = W::from_u64(a.to_u64() ^ a.to_u64().wrapping_sub(1));
         f.result_cf_of(r, a == W::default(), false);
+        f.clear_pf();
         r
     }
 }

@@ -21,6 +21,8 @@ mod shift;
 mod stack;
 mod string;
 mod system;
+#[cfg(test)]
+mod table_tests;
 
 use super::decode::{Decoded, Selected};
 

@@ -40,7 +40,7 @@ impl Wide for Mul {
         let (lo, hi) = (W::from_u64(product as u64), W::from_u64((product >> W::BITS) as u64));
         set_accumulator(cpu, lo, hi);
         let over = hi != W::default();
-        cpu.flags.result_cf_of(lo, over, over);
+        cpu.flags.product(lo, over);
         Ok(())
     }
 }
@@ -54,7 +54,7 @@ impl Wide for Imul {
         let (lo, hi) = (W::from_u64(product as u64), W::from_u64((product >> W::BITS) as u64));
         set_accumulator(cpu, lo, hi);
         let over = i128::from(lo.to_i64()) != product;
-        cpu.flags.result_cf_of(lo, over, over);
+        cpu.flags.product(lo, over);
         Ok(())
     }
 }
@@ -131,7 +131,7 @@ fn multiply<W: Word>(cpu: &mut Cpu, dst: u8, a: W, b: W) {
         let r = W::from_u64(product as u64);
         (r, r.to_i64() != product)
     };
-    cpu.flags.result_cf_of(r, over, over);
+    cpu.flags.product(r, over);
     cpu.regs.put(dst, r);
 }
 

@@ -1,6 +1,7 @@
 //! SHL, SHR, SAR, ROL, ROR, RCL, RCR, SHLD, SHRD.
 //!
-//! Undefined flags are as Intel's processors have them: OF after any count follows the formula for a count of one, AF is 0.
+//! Undefined flags are as Intel's processors have them (the differential tests compare): OF is that of a shift by one
+//! whatever the count, ROL and ROR of a register by a constant other than one keep it, AF is 0.
 
 use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected, Shape, by_width, sure_by_width};
@@ -16,10 +17,10 @@ fn bit(v: u64, n: u32) -> bool {
     v >> (n & 63) & 1 != 0
 }
 
-/// OF of shifts and rotates to the right: the two top bits differ.
+/// OF of shifts and rotates to the left, by the operand: the two top bits differ.
 #[inline(always)]
-fn top_bits_differ<W: Word>(r: W) -> bool {
-    bit(r.to_u64() ^ r.to_u64() << 1, W::BITS - 1)
+fn top_bits_differ<W: Word>(a: W) -> bool {
+    bit(a.to_u64() ^ a.to_u64() << 1, W::BITS - 1)
 }
 
 #[inline(always)]
@@ -29,17 +30,17 @@ fn sign<W: Word>(v: W) -> bool {
 
 trait Shift {
     /// `n` is the masked count and not 0.
-    fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags);
+    fn apply<W: Word, C: Count>(f: Flags, a: W, n: u32) -> (W, Flags);
 }
 
 struct Shl;
 impl Shift for Shl {
     #[inline(always)]
-    fn apply<W: Word>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
-        let a = a.to_u64();
-        let r = W::from_u64(a << n);
-        let cf = if W::BITS == 64 { bit(a, 64 - n) } else { bit(a << n, W::BITS) };
-        f.result_cf_of(r, cf, sign(r) != cf);
+    fn apply<W: Word, C: Count>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
+        let v = a.to_u64();
+        let r = W::from_u64(v << n);
+        let cf = if W::BITS == 64 { bit(v, 64 - n) } else { bit(v << n, W::BITS) };
+        f.result_cf_of(r, cf, top_bits_differ(a));
         (r, f)
     }
 }
@@ -47,9 +48,9 @@ impl Shift for Shl {
 struct Shr;
 impl Shift for Shr {
     #[inline(always)]
-    fn apply<W: Word>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
         let r = W::from_u64(a.to_u64() >> n);
-        f.result_cf_of(r, bit(a.to_u64(), n - 1), top_bits_differ(r));
+        f.result_cf_of(r, bit(a.to_u64(), n - 1), sign(a));
         (r, f)
     }
 }
@@ -57,7 +58,7 @@ impl Shift for Shr {
 struct Sar;
 impl Shift for Sar {
     #[inline(always)]
-    fn apply<W: Word>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(mut f: Flags, a: W, n: u32) -> (W, Flags) {
         let a = a.to_i64();
         let r = W::from_u64((a >> n) as u64);
         f.result_cf_of(r, bit(a as u64, n - 1), false);
@@ -83,19 +84,20 @@ fn rotate_left<W: Word>(a: W, n: u32) -> W {
 struct Rol;
 impl Shift for Rol {
     #[inline(always)]
-    fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(f: Flags, a: W, n: u32) -> (W, Flags) {
         let r = rotate_left(a, n);
-        let cf = bit(r.to_u64(), 0);
-        rotated(f, r, cf, sign(r) != cf)
+        let of = if C::KEEPS_OF && n != 1 { f.of() } else { top_bits_differ(a) };
+        rotated(f, r, bit(r.to_u64(), 0), of)
     }
 }
 
 struct Ror;
 impl Shift for Ror {
     #[inline(always)]
-    fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(f: Flags, a: W, n: u32) -> (W, Flags) {
         let r = rotate_left(a, n.wrapping_neg() & (W::BITS - 1));
-        rotated(f, r, sign(r), top_bits_differ(r))
+        let of = if C::KEEPS_OF && n != 1 { f.of() } else { bit(a.to_u64(), 0) != sign(a) };
+        rotated(f, r, sign(r), of)
     }
 }
 
@@ -111,36 +113,48 @@ fn rotate_through_carry<W: Word>(cf: bool, a: W, n: u32) -> (W, bool) {
 struct Rcl;
 impl Shift for Rcl {
     #[inline(always)]
-    fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(f: Flags, a: W, n: u32) -> (W, Flags) {
         let n = n % (W::BITS + 1);
         if n == 0 {
             return (a, f);
         }
         let (r, cf) = rotate_through_carry(f.cf(), a, n);
-        rotated(f, r, cf, sign(r) != cf)
+        rotated(f, r, cf, top_bits_differ(a))
     }
 }
 
 struct Rcr;
 impl Shift for Rcr {
     #[inline(always)]
-    fn apply<W: Word>(f: Flags, a: W, n: u32) -> (W, Flags) {
+    fn apply<W: Word, C: Count>(f: Flags, a: W, n: u32) -> (W, Flags) {
         let n = n % (W::BITS + 1);
         if n == 0 {
             return (a, f);
         }
         let (r, cf) = rotate_through_carry(f.cf(), a, W::BITS + 1 - n);
-        rotated(f, r, cf, top_bits_differ(r))
+        rotated(f, r, cf, f.cf() != sign(a))
     }
 }
 
 /// Where the count comes from.
 trait Count {
+    /// ROL and ROR by more than one keep OF.
+    const KEEPS_OF: bool = false;
     fn count(cpu: &Cpu, op: &Op) -> u64;
 }
 
 struct Imm;
 impl Count for Imm {
+    const KEEPS_OF: bool = true;
+    #[inline(always)]
+    fn count(_: &Cpu, op: &Op) -> u64 {
+        op.imm
+    }
+}
+
+/// A constant, of a shift in memory.
+struct MemoryImm;
+impl Count for MemoryImm {
     #[inline(always)]
     fn count(_: &Cpu, op: &Op) -> u64 {
         op.imm
@@ -169,7 +183,7 @@ fn r<W: Word, S: Shift, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
         cpu.regs.put(op.dst, a);
         return Ok(());
     }
-    let (v, f) = S::apply(cpu.flags, a, n);
+    let (v, f) = S::apply::<W, C>(cpu.flags, a, n);
     cpu.flags = f;
     cpu.regs.put(op.dst, v);
     Ok(())
@@ -179,9 +193,9 @@ fn m<W: Word, S: Shift, C: Count>(cpu: &mut Cpu, op: &Op) -> Flow {
     let n = masked::<W, C>(cpu, op);
     let lin = cpu.linear(op, W::BYTES, Use::Write)?;
     let f = cpu.flags;
-    let a = cpu.modify(op, lin, false, |a: W| if n == 0 { a } else { S::apply(f, a, n).0 })?;
+    let a = cpu.modify(op, lin, false, |a: W| if n == 0 { a } else { S::apply::<W, C>(f, a, n).0 })?;
     if n != 0 {
-        cpu.flags = S::apply(f, a, n).1;
+        cpu.flags = S::apply::<W, C>(f, a, n).1;
     }
     Ok(())
 }
@@ -201,7 +215,7 @@ impl Double for Shld {
             bits => (u128::from(a.to_u64()) << bits | u128::from(b.to_u64()), 2 * bits),
         };
         let r = W::from_u64((wide << n >> (width - W::BITS)) as u64);
-        f.result_cf_of(r, wide >> (width - n) & 1 != 0, sign(r) != sign(a));
+        f.result_cf_of(r, wide >> (width - n) & 1 != 0, top_bits_differ(a));
         (r, f)
     }
 }
@@ -215,7 +229,7 @@ impl Double for Shrd {
             bits => u128::from(b.to_u64()) << bits | u128::from(a.to_u64()),
         };
         let r = W::from_u64((wide >> n) as u64);
-        f.result_cf_of(r, wide >> (n - 1) & 1 != 0, top_bits_differ(r));
+        f.result_cf_of(r, wide >> (n - 1) & 1 != 0, bit(b.to_u64(), 0) != sign(a));
         (r, f)
     }
 }
@@ -252,7 +266,7 @@ fn shift<S: Shift>(d: &mut Decoded) -> Selected {
         (Shape::RR, _, Register::CL) => sure_by_width!(d, bits, r, S, Cl),
         (Shape::MR, _, Register::CL) => by_width!(bits, m, S, Cl),
         (Shape::RI, ..) => sure_by_width!(d, bits, r, S, Imm),
-        (Shape::MI, ..) => by_width!(bits, m, S, Imm),
+        (Shape::MI, ..) => by_width!(bits, m, S, MemoryImm),
         _ => None,
     }
 }
