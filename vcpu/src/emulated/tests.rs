@@ -1,14 +1,16 @@
 //! Whole VMs on the emulated processor, with guests of a few bytes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
 use nested_vmx::event::{ActivityState, Detail, Rule};
 
 use crate::engine::{Disposition, Injection};
 use crate::event::{VmChange, What};
 use crate::host::allowed_cpus;
-use crate::spec::{Boot, Nested, VmConfig, VmSpec};
+use crate::spec::{Boot, Clock, Nested, Scheduler, VmConfig, VmSpec};
 use crate::thread::ThreadState;
 use crate::vm::{GuestExit, Vm, VmOptions, VmState};
 
@@ -195,4 +197,101 @@ fn a_guest_asks_for_a_reset_and_for_power_off() {
     let vm = flat("off", &image, |_| {});
     vm.start().unwrap();
     assert_eq!(ends(&vm), VmState::Stopped { exit: None });
+}
+
+/// Assembles 16-bit code for [`LOAD_GPA`].
+fn assemble(code: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut a = CodeAssembler::new(16).unwrap();
+    code(&mut a).unwrap();
+    a.assemble(LOAD_GPA).unwrap()
+}
+
+fn out_port(a: &mut CodeAssembler, port: u16, value: u8) -> Result<(), IcedError> {
+    a.mov(dx, u32::from(port))?;
+    a.mov(al, u32::from(value))?;
+    a.out(dx, al)
+}
+
+#[test]
+fn console_input_reaches_the_guest_in_order() {
+    // Echoes until it reads a full stop.
+    let image = assemble(|a| {
+        let mut wait = a.create_label();
+        a.set_label(&mut wait)?;
+        a.mov(dx, 0x3fd)?;
+        a.in_(al, dx)?;
+        a.test(al, 1)?;
+        a.je(wait)?;
+        a.mov(dx, 0x3f8)?;
+        a.in_(al, dx)?;
+        a.out(dx, al)?;
+        a.cmp(al, i32::from(b'.'))?;
+        a.jne(wait)?;
+        out_port(a, 0xf4, 7)?;
+        a.hlt()
+    });
+    let vm = flat("echo", &image, |_| {});
+    vm.start().unwrap();
+    let said = "More than a serial device's buffer holds at once, said in one breath.";
+    assert_eq!(vm.write_console(said.as_bytes()), said.len());
+    assert_eq!(ends(&vm), VmState::Stopped { exit: Some(GuestExit { code: 7 }) });
+    assert_eq!(vm.console().read(0, 1000).bytes, said.as_bytes());
+}
+
+/// Halts until the PIT has interrupted through the 8259 pair that often, then exits.
+fn timer_guest(ticks: u8) -> Vec<u8> {
+    assemble(|a| {
+        let (mut main, mut wait) = (a.create_label(), a.create_label());
+        a.jmp(main)?;
+        // The handler, right behind a short jump.
+        a.inc(bx)?;
+        out_port(a, 0x20, 0x20)?;
+        a.iret()?;
+        a.set_label(&mut main)?;
+        a.mov(di, 0x20 * 4)?;
+        a.mov(word_ptr(di), LOAD_GPA as u32 + 2)?;
+        a.mov(word_ptr(di + 2), 0)?;
+        a.mov(sp, 0x8000)?;
+        for (port, value) in [(0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0xfe)] {
+            out_port(a, port, value)?;
+        }
+        // Channel 0, mode 2, 11932 ticks: 100 Hz.
+        for (port, value) in [(0x43, 0x34), (0x40, 0x9c), (0x40, 0x2e)] {
+            out_port(a, port, value)?;
+        }
+        a.xor(bx, bx)?;
+        a.set_label(&mut wait)?;
+        a.sti()?;
+        a.hlt()?;
+        a.cmp(bx, i32::from(ticks))?;
+        a.jb(wait)?;
+        out_port(a, 0xf4, ticks)?;
+        a.hlt()
+    })
+}
+
+#[test]
+fn a_halted_guest_is_woken_by_the_pit_in_guest_time() {
+    const TICKS: u8 = 100;
+    for (clock, seed) in [(Clock::Virtual, None), (Clock::Virtual, Some(4)), (Clock::Realtime, None)] {
+        let vm = flat("pit-irq", &timer_guest(TICKS), |c| {
+            c.clock = clock;
+            c.cpus = 2;
+            c.scheduler = seed.map_or(Scheduler::Parallel, |seed| Scheduler::Deterministic { seed });
+        });
+        let start = Instant::now();
+        vm.start().unwrap();
+        assert_eq!(ends(&vm), VmState::Stopped { exit: Some(GuestExit { code: TICKS.into() }) });
+        let guest_ns = vm.vcpu_published(0).unwrap().state.time_ns;
+        let expected = 10_000_000 * u64::from(TICKS);
+        match clock {
+            Clock::Virtual => assert!(guest_ns.abs_diff(expected) < 10_000_000, "{guest_ns}"),
+            // The host may be late, the guest's clock may not be early.
+            Clock::Realtime => {
+                assert!(guest_ns >= expected - 10_000_000 && start.elapsed() >= Duration::from_millis(900));
+            }
+        }
+        let counts = &vm.counters().vcpus[0];
+        assert!(counts.wakeups <= 3 * u64::from(TICKS), "{} wakeups for {TICKS} ticks", counts.wakeups);
+    }
 }
