@@ -36,11 +36,8 @@ impl Cpu {
         self.context_changed();
     }
 
-    /// VM exit: guest registers are still loaded.
+    /// VM exit, or a VM entry that fails and loads host state: guest registers are still loaded.
     pub(super) fn leave_guest_translations(&mut self) {
-        if !self.in_non_root() {
-            return;
-        }
         let vpid = self.vpid();
         if vpid == 0 {
             self.tlb.flush_contexts(true, |k| k.vpid == 0);

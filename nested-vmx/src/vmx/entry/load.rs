@@ -63,20 +63,21 @@ impl Cpu {
         let proc2 = self.vmx.controls.proc2;
         self.eptp = proc2.enable_ept().then(|| self.vmx.get(Field::Eptp));
         self.load_guest_pdptes();
-        self.load_guest_activity();
-        self.mode_changed();
-        self.enter_guest_translations();
-        self.start_preemption_timer();
         let injection = self.vmx.vmcs.injection();
+        let activity = self.entry_activity();
         if self.bus.wants(EventKind::VmEntry) {
             let detail = Detail::VmEntry {
                 vmcs_gpa: self.vmx.current_gpa,
-                activity: self.activity,
+                activity,
                 rip: self.regs.rip(),
                 injected: if injection.valid() { injection.into_bits() } else { 0 },
             };
             self.report(0, detail);
         }
+        self.load_guest_activity(activity);
+        self.mode_changed();
+        self.enter_guest_translations();
+        self.start_preemption_timer();
         if injection.valid() {
             self.inject();
         }
@@ -140,12 +141,24 @@ impl Cpu {
         }
     }
 
+    /// Whether the entry delivers an event through the guest's IDT.
+    fn entry_is_vectoring(&self) -> bool {
+        let injection = self.vmx.vmcs.injection();
+        injection.valid() && injection.event_type() != EventType::Other
+    }
+
+    /// R14: a vectoring entry ends active, any other in the field's state.
+    fn entry_activity(&self) -> ActivityState {
+        if self.entry_is_vectoring() {
+            return ActivityState::Active;
+        }
+        ActivityState::from_u64(self.vmx.get(Field::GuestActivityState)).unwrap_or_default()
+    }
+
     /// SDM 3, "Interruptibility State", "Activity State", "Pending Debug Exceptions after VM Entry" (R14).
-    fn load_guest_activity(&mut self) {
+    fn load_guest_activity(&mut self, state: ActivityState) {
         let pin = self.vmx.controls.pin;
         let blocking = Interruptibility::from_bits(self.vmx.vmcs.get32(Field::GuestInterruptibility));
-        let injection = self.vmx.vmcs.injection();
-        let vectoring = injection.valid() && injection.event_type() != EventType::Other;
         self.vmx.virtual_nmi_blocked = pin.virtual_nmis() && blocking.nmi();
         self.nmi_blocked = !pin.virtual_nmis() && blocking.nmi();
         self.shadow = 0;
@@ -155,11 +168,10 @@ impl Cpu {
         if self.vmx.controls.proc.monitor_trap_flag() {
             self.special |= special::MTF;
         }
-        if vectoring {
-            // Ends active; the delivery ends blocking by STI and MOV SS, and pending debug exceptions are lost.
+        if self.entry_is_vectoring() {
+            // The delivery ends blocking by STI and MOV SS, and pending debug exceptions are lost.
             return;
         }
-        let state = ActivityState::from_u64(self.vmx.get(Field::GuestActivityState)).unwrap_or_default();
         // Takes effect when the entering instruction ends (`end_shadow`).
         self.new_shadow =
             if blocking.sti() { shadow::STI } else { 0 } | if blocking.mov_ss() { shadow::MOV_SS } else { 0 };

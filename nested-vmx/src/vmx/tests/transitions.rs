@@ -398,3 +398,12 @@ fn events_of_an_exit_carry_the_cause_of_the_init_or_sipi() {
     assert_eq!((exit.cause, exit.mode), (77, VmxMode::NonRoot));
     assert!(events.iter().any(|e| e.detail == Detail::Activity { from: WaitForSipi, to: Active }));
 }
+
+#[test]
+fn the_entry_is_told_before_the_activity_that_it_brings() {
+    let mut b = Bench::root();
+    b.clear_events().enter(WaitForSipi);
+    let details: Vec<Detail> = b.events().iter().map(|e| e.detail).collect();
+    assert!(matches!(details[0], Detail::VmEntry { activity: WaitForSipi, rip: GUEST_RIP, injected: 0, .. }));
+    assert_eq!(details[1..], [Detail::Activity { from: Active, to: WaitForSipi }]);
+}
