@@ -248,9 +248,9 @@ async fn watch_over(hosted: Arc<Hosted>, state_dir: PathBuf) {
                 Err(e) => Err(e),
             };
             match written {
-                Ok(()) => tracing::error!(vm = name, reason, dump = %path.display(), "VM failed"),
+                Ok(()) => tracing::error!(vm = name, reason, dump = %path.display(), "the failed VM's dump is written"),
                 Err(error) => {
-                    tracing::error!(vm = name, reason, dump = %path.display(), %error, "VM failed, and its dump could not be written")
+                    tracing::error!(vm = name, reason, dump = %path.display(), %error, "the failed VM's dump could not be written")
                 }
             }
         }

@@ -4,18 +4,24 @@ use nestd::{config::Listen, units::ByteSize};
 use nestd_proto::{Label, v1};
 
 use crate::{
-    client::with_daemon,
+    client::{Client, with_daemon},
     error::Failure,
     output::{BOLD, Output, cpu_list, list, table},
 };
 
-/// Asks the daemon that was named; without one, an embedded daemon answers for this machine.
+/// Asks the daemon that was named, else the one at the default place; where none runs, an embedded one answers for
+/// this machine.
 pub async fn run(server: Option<&Listen>, output: Output) -> Result<(), Failure> {
-    let host = with_daemon(server, |client| async move {
-        Ok(client.host().preflight(v1::PreflightRequest {}).await?.into_inner())
-    })
-    .await?;
+    let host = match Client::connect(server).await {
+        Ok(client) => ask(client).await?,
+        Err(failure) if server.is_some() => return Err(failure),
+        Err(_) => with_daemon(None, ask).await?,
+    };
     output.show(&host, print)
+}
+
+async fn ask(client: Client) -> Result<v1::Host, Failure> {
+    Ok(client.host().preflight(v1::PreflightRequest {}).await?.into_inner())
 }
 
 fn print(host: &v1::Host) {

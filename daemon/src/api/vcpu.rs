@@ -10,6 +10,8 @@ use super::{Api, blocking, convert};
 use crate::{error::Error, registry::Hosted};
 
 const FRESH_TIMEOUT: Duration = Duration::from_secs(1);
+/// A fresh read holds a thread of the daemon for as long as it waits.
+const LONGEST_FRESH_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[tonic::async_trait]
 impl VcpuService for Api {
@@ -28,7 +30,8 @@ impl VcpuService for Api {
         let timeout = match timeout {
             None => FRESH_TIMEOUT,
             Some(timeout) => {
-                Duration::try_from(timeout).map_err(|_| Error::field("timeout", "must not be negative"))?
+                let timeout = Duration::try_from(timeout);
+                timeout.map_err(|_| Error::field("timeout", "must not be negative"))?.min(LONGEST_FRESH_TIMEOUT)
             }
         };
         let vcpu = blocking(move || {

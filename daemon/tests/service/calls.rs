@@ -79,6 +79,16 @@ async fn a_wrong_value_is_invalid_argument_and_names_its_field() {
         let status = rig.vcpus().inject(request).await.unwrap_err();
         assert_eq!(refusal(&status, "field"), (Code::InvalidArgument, "FIELD".into(), field.into()));
     }
+    let timeout = |seconds| v1::GetVcpuRequest {
+        vm: "a".into(),
+        index: 0,
+        fresh: true,
+        timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
+    };
+    let status = rig.vcpus().get(timeout(-1)).await.unwrap_err();
+    assert_eq!(refusal(&status, "field"), (Code::InvalidArgument, "FIELD".into(), "timeout".into()));
+    // Longer than any clock runs: cut to what the daemon allows.
+    rig.vcpus().get(timeout(i64::MAX)).await.unwrap();
     let set = v1::SetAffinityRequest { vm: "a".into(), index: 0, host_cpus: vec![4000] };
     let status = rig.vcpus().set_affinity(set).await.unwrap_err();
     assert_eq!(refusal(&status, "field"), (Code::InvalidArgument, "FIELD".into(), "host_cpus".into()));

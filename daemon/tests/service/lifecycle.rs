@@ -3,7 +3,7 @@
 use nestd_proto::v1::{self, VmState};
 use tonic::Code;
 
-use crate::rig::{Rig, guest, in_time, request, request_with};
+use crate::rig::{Rig, guest, in_time, request_with};
 
 #[tokio::test]
 async fn a_vm_is_created_listed_started_and_ends_with_its_guests_value() {
@@ -129,9 +129,7 @@ async fn one_vm_that_crashes_leaves_the_others_alone() {
     let rig = Rig::start().await;
     rig.create("good", guest::ECHO).await;
     rig.start_vm("good").await;
-    // lidt with a limit of 0, then int3: no handler for that, nor for what follows, and so shutdown.
-    let triple_fault = [0x0f, 0x01, 0x1e, 0x00, 0x06, 0xcc];
-    rig.vms().create(request("bad", &triple_fault)).await.unwrap();
+    rig.create("bad", guest::TRIPLE_FAULT).await;
     rig.start_vm("bad").await;
     let bad = rig.ended("bad").await;
     assert_eq!(bad.state(), VmState::Failed);

@@ -80,6 +80,20 @@ async fn sigterm_stops_running_vms_ends_streams_and_removes_the_socket() {
 }
 
 #[tokio::test]
+async fn a_failed_vm_leaves_its_dump_in_the_state_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut nestd = Nestd::start(directory.path()).await;
+    let mut vms = VmServiceClient::new(connect(&directory.path().join("nestd.sock")).await);
+    vms.create(request("bad", guest::TRIPLE_FAULT)).await.unwrap();
+    vms.start(v1::StartVmRequest { name: "bad".into() }).await.unwrap();
+    nestd.log_line("dump is written").await;
+    let mut dumps = std::fs::read_dir(directory.path().join("state/dumps")).unwrap();
+    let dump = dumps.next().expect("a dump").unwrap();
+    assert!(dump.file_name().to_str().unwrap().starts_with("bad-"));
+    assert!(std::fs::read_to_string(dump.path()).unwrap().contains("triple fault"));
+}
+
+#[tokio::test]
 async fn a_killed_daemons_socket_is_taken_over_and_a_living_ones_is_not() {
     let directory = tempfile::tempdir().unwrap();
     let mut first = Nestd::start(directory.path()).await;

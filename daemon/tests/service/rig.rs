@@ -36,6 +36,8 @@ pub mod guest {
     pub const SPIN: &[u8] = &[0xeb, 0xfe];
     /// Sleeps for ever.
     pub const SLEEP: &[u8] = &[0xfa, 0xf4, 0xeb, 0xfc];
+    /// lidt with a limit of 0, then int3: there is no handler for that, nor for what follows.
+    pub const TRIPLE_FAULT: &[u8] = &[0x0f, 0x01, 0x1e, 0x00, 0x06, 0xcc];
     /// Writes back what it reads from the serial port, and exits with 0 after a `q`.
     pub const ECHO: &[u8] = &[
         0xba, 0xfd, 0x03, 0xec, // in al, 0x3fd
