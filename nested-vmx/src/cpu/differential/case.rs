@@ -1,5 +1,7 @@
 //! One case: operands for an instruction, its run on both processors, the comparison.
 
+mod float;
+
 use super::State;
 use super::forms::{Form, Template, decode, has_features, is_memory};
 use super::host::{self, Host, INSN, PAD, SCRATCH, SCRATCH_LEN, Signal};
@@ -264,7 +266,7 @@ impl Harness {
                 Ok(()) | Err(StopKind::Completed | StopKind::Jumped) => break End::Done,
                 Err(StopKind::Exception { vector, .. }) => {
                     break match vector {
-                        exception::DE => End::Divide,
+                        exception::DE | exception::MF | exception::XM => End::Divide,
                         exception::UD => End::Undefined,
                         exception::GP | exception::PF | exception::BR => End::Protection,
                         exception::SS => End::Stack,
@@ -298,7 +300,12 @@ fn fx_image() -> [u8; 512] {
 }
 
 fn target(i: &Instruction, r: &mut Rng) -> u64 {
-    let align = if i.mnemonic() == Mnemonic::Cmpxchg16b { 15 } else { 0 };
+    // Vector operands are sometimes misaligned, which faults.
+    let align = match i.memory_size().size() {
+        16 if i.mnemonic() == Mnemonic::Cmpxchg16b || !r.one_in(8) => 15,
+        512 => 15,
+        _ => 0,
+    };
     MIDDLE + (r.below(MIDDLE_LEN) & !align)
 }
 

@@ -253,6 +253,34 @@ pub fn has_feature(f: CpuidFeature, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> boo
     }
 }
 
+/// Works on x87, MMX or XMM registers, or on their state.
+pub fn is_vector(code: Code) -> bool {
+    use CpuidFeature::*;
+    code.cpuid_features().iter().any(|f| {
+        matches!(
+            f,
+            FPU | FPU287
+                | FPU387
+                | MMX
+                | SSE
+                | SSE2
+                | SSE3
+                | SSSE3
+                | SSE4_1
+                | SSE4_2
+                | AES
+                | PCLMULQDQ
+                | SHA
+                | AVX
+                | AVX2
+                | FXSR
+                | XSAVE
+                | XSAVEOPT
+                | XSAVEC
+        )
+    })
+}
+
 /// Works on general registers and memory only.
 pub fn is_integer(i: &Instruction) -> bool {
     use CpuidFeature::*;

@@ -119,6 +119,8 @@ extern "C" fn on_signal(signal: i32, _: *mut libc::siginfo_t, context_of_signal:
         }
         c.flags_out = gregs[libc::REG_EFL as usize] as u64;
         c.signal = signal as u64;
+        let fx = (*context_of_signal.cast::<libc::ucontext_t>()).uc_mcontext.fpregs;
+        std::ptr::copy_nonoverlapping(fx.cast::<u8>(), c.fx_out.as_mut_ptr(), c.fx_out.len());
         gregs[libc::REG_RIP as usize] = RESTORE as i64;
         let selectors = &mut gregs[libc::REG_CSGSFS as usize];
         *selectors = *selectors & !0xffff | CODE_64_SELECTOR as i64;
@@ -305,10 +307,10 @@ impl Host {
             }
             s.taken = c.taken != 0;
             std::ptr::copy_nonoverlapping(SCRATCH as *const u8, s.memory.as_mut_ptr(), SCRATCH_LEN);
+            s.fx = c.fx_out;
             if c.signal != 0 {
                 return Err(Signal(c.signal as i32));
             }
-            s.fx = c.fx_out;
         }
         Ok(())
     }

@@ -98,6 +98,26 @@ impl Cpu {
     }
 }
 
+/// For the tests that load and look at everything.
+#[cfg(test)]
+impl Cpu {
+    pub(in crate::cpu) fn set_fx(&mut self, fx: &[u8; 512]) {
+        let mut area = Legacy::zeroed();
+        area.put(0, &fx[..LEGACY_USED]);
+        self.take_x87(&area, true);
+        self.take_xmm(&area);
+        self.fp.mxcsr = area.mxcsr();
+    }
+
+    pub(in crate::cpu) fn fx(&self) -> [u8; LEGACY_USED] {
+        let mut area = Legacy::zeroed();
+        self.legacy_x87(&mut area, true);
+        self.legacy_mxcsr(&mut area);
+        self.legacy_xmm(&mut area);
+        area.0
+    }
+}
+
 fn area_operand(cpu: &Cpu, op: &Op, len: u64, align: u64, how: Use) -> Result<u64, Stop> {
     let lin = cpu.linear(op, len, how)?;
     if lin & (align - 1) != 0 { Err(Stop::GP0) } else { Ok(lin) }

@@ -1,6 +1,6 @@
 //! Conversions between XMM and general or MMX registers, ROUNDxx, DPPS and DPPD.
 
-use super::float::{mxcsr, never_tiny, tiny32, tiny64};
+use super::float::{Lanes, Operation, mxcsr};
 use super::form;
 use super::vector::{with_mxcsr, with_mxcsr_general};
 use crate::cpu::decode::{Decoded, Selected};
@@ -20,7 +20,7 @@ macro_rules! to_general {
             } else {
                 with_mxcsr_general!(csr, stringify!($name), to "e", b) & 0xffff_ffff
             };
-            cpu.simd_done(csr, || false)?;
+            cpu.simd_done(csr)?;
             cpu.regs.set_r(op.dst, v);
             Ok(())
         })*
@@ -43,7 +43,7 @@ macro_rules! from_general {
             } else {
                 with_mxcsr_general!(csr, stringify!($name), from "e", a, g)
             };
-            cpu.simd_done(csr, || false)?;
+            cpu.simd_done(csr)?;
             cpu.fp.xmm[d] = v;
             Ok(())
         })*
@@ -60,7 +60,9 @@ macro_rules! to_mm {
             let b = cpu.vector_source(op)? & $source;
             let mut csr = cpu.host_mxcsr();
             let v = with_mxcsr!(csr, $as, 0, b);
-            cpu.simd_done(csr, || false)?;
+            // The transition to MMX happens even if the conversion faults.
+            cpu.fp.enter_mmx();
+            cpu.simd_done(csr)?;
             cpu.fp.set_mm(op.dst, v as u64);
             Ok(())
         })*
@@ -74,36 +76,27 @@ to_mm! {
     cvttpd2pi "cvttpd2dq" u128::MAX,
 }
 
-fn cvtpi2ps(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.mixed_ready()?;
-    let b = cpu.other_source(op)?;
-    let d = usize::from(op.dst & 15);
-    let mut csr = cpu.host_mxcsr();
-    let v = with_mxcsr!(csr, "cvtdq2ps", 0, b);
-    cpu.simd_done(csr, || false)?;
-    cpu.fp.xmm[d] = cpu.fp.xmm[d] & !LOW64 | v & LOW64;
-    cpu.fp.enter_mmx();
-    Ok(())
+/// From memory these have nothing to do with MMX. The transition happens even if the conversion faults.
+macro_rules! from_mm {
+    ($($name:ident $as:literal $keep:expr,)*) => {
+        $(fn $name(cpu: &mut Cpu, op: &Op) -> Flow {
+            let from_memory = op.kind() == form::MEMORY;
+            if from_memory { cpu.sse_ready()? } else { cpu.mixed_ready()? }
+            let b = cpu.other_source(op)?;
+            let d = usize::from(op.dst & 15);
+            let mut csr = cpu.host_mxcsr();
+            let v = with_mxcsr!(csr, $as, 0, b);
+            if !from_memory {
+                cpu.fp.enter_mmx();
+            }
+            cpu.simd_done(csr)?;
+            cpu.fp.xmm[d] = cpu.fp.xmm[d] & $keep | v & !$keep;
+            Ok(())
+        })*
+    };
 }
 
-/// With a memory operand CVTPI2PD has nothing to do with MMX (SDM 2).
-fn cvtpi2pd(cpu: &mut Cpu, op: &Op) -> Flow {
-    let from_memory = op.kind() == form::MEMORY;
-    if from_memory {
-        cpu.sse_ready()?
-    } else {
-        cpu.mixed_ready()?
-    }
-    let b = cpu.other_source(op)?;
-    let mut csr = cpu.host_mxcsr();
-    let v = with_mxcsr!(csr, "cvtdq2pd", 0, b);
-    cpu.simd_done(csr, || false)?;
-    cpu.fp.xmm[usize::from(op.dst & 15)] = v;
-    if !from_memory {
-        cpu.fp.enter_mmx();
-    }
-    Ok(())
-}
+from_mm! { cvtpi2ps "cvtdq2ps" !LOW64, cvtpi2pd "cvtdq2pd" 0u128, }
 
 /// The immediate's bit 2 takes the rounding mode from MXCSR, else bits 1:0 are it; bit 3 hides inexactness.
 macro_rules! round {
@@ -121,7 +114,7 @@ macro_rules! round {
             if imm & 8 != 0 {
                 csr &= !mxcsr::PE;
             }
-            cpu.simd_done(csr, || never_tiny(v))?;
+            cpu.simd_done(csr)?;
             cpu.fp.xmm[d] = v;
             Ok(())
         })*
@@ -135,29 +128,34 @@ fn only(v: u128, mask: u8, bits: u32) -> u128 {
     (0..128 / bits).filter(|n| mask >> n & 1 != 0).fold(0, |r, n| r | v & (u128::MAX >> (128 - bits)) << (n * bits))
 }
 
-fn dpps(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.sse_ready()?;
-    let b = cpu.vector_source(op)?;
-    let d = usize::from(op.dst & 15);
-    let (factors, results) = (op.imm8() >> 4, op.imm8() & 15);
-    let mut csr = cpu.host_mxcsr();
-    let v = with_mxcsr!(csr, "dpps", ", 0xff", only(cpu.fp.xmm[d], factors, 32), only(b, factors, 32));
-    cpu.simd_done(csr, || tiny32::<1>(v))?;
-    cpu.fp.xmm[d] = only(v, results, 32);
-    Ok(())
+/// SDM 2, "DPPS" and "DPPD": each step's exceptions come before the next step. The value is the host's own, as which of
+/// two NaNs survives is its affair.
+macro_rules! dot_product {
+    ($($name:ident $bits:literal $multiply:literal $add:literal $steps:literal $all:literal,)*) => {
+        $(fn $name(cpu: &mut Cpu, op: &Op) -> Flow {
+            cpu.sse_ready()?;
+            let b = cpu.vector_source(op)?;
+            let d = usize::from(op.dst & 15);
+            let (factors, results) = (op.imm8() >> 4, op.imm8() & 15);
+            let (a, b) = (only(cpu.fp.xmm[d], factors, $bits), only(b, factors, $bits));
+            let mut csr = cpu.host_mxcsr();
+            let mut v = with_mxcsr!(csr, $multiply, a, b);
+            cpu.arithmetic_done(csr, $bits, Lanes::Each(Operation::Multiply), a, b, v)?;
+            for _ in 0..$steps {
+                let mut csr = cpu.host_mxcsr();
+                let sum = with_mxcsr!(csr, $add, v, v);
+                cpu.arithmetic_done(csr, $bits, Lanes::Pairs(Operation::Add), v, v, sum)?;
+                v = sum;
+            }
+            let mut csr = cpu.host_mxcsr();
+            let v = with_mxcsr!(csr, stringify!($name), $all, a, b);
+            cpu.fp.xmm[d] = only(v, results, $bits);
+            Ok(())
+        })*
+    };
 }
 
-fn dppd(cpu: &mut Cpu, op: &Op) -> Flow {
-    cpu.sse_ready()?;
-    let b = cpu.vector_source(op)?;
-    let d = usize::from(op.dst & 15);
-    let (factors, results) = (op.imm8() >> 4 & 3, op.imm8() & 3);
-    let mut csr = cpu.host_mxcsr();
-    let v = with_mxcsr!(csr, "dppd", ", 0x33", only(cpu.fp.xmm[d], factors, 64), only(b, factors, 64));
-    cpu.simd_done(csr, || tiny64::<1>(v))?;
-    cpu.fp.xmm[d] = only(v, results, 64);
-    Ok(())
-}
+dot_product! { dpps 32 "mulps" "haddps" 2 ", 0xff", dppd 64 "mulpd" "haddpd" 1 ", 0x33", }
 
 pub(super) fn select(d: &mut Decoded) -> Selected {
     Some(match d.i.mnemonic() {

@@ -25,8 +25,10 @@ pub(super) use xsave::{XCR0_MASK, XSAVE_AREA_SIZE};
 use super::access::Use;
 use super::decode::{Decoded, Selected};
 use super::mmu::Wanted;
+use super::mmu::tlb::Access;
 use super::op::Op;
 use super::{Cpu, Flow, Stop};
+use crate::arch::exception;
 use crate::mem::PAGE_SIZE;
 use iced_x86::{CpuidFeature, Instruction, Mnemonic, OpKind, Register};
 
@@ -59,9 +61,12 @@ pub(super) fn select(d: &mut Decoded) -> Selected {
         return Some(handler);
     }
     let handler = match (xmm, mm) {
-        (false, false) => area::select(d).or_else(|| moves::select_other(d)),
+        (false, false) => area::select(d).or_else(|| convert::select(d)).or_else(|| moves::select_other(d)),
         (true, true) => moves::select_mixed(d).or_else(|| convert::select(d)),
-        (false, true) => integer::select_mmx(d).or_else(|| shuffle::select_mmx(d)).or_else(|| moves::select_mmx(d)),
+        (false, true) => integer::select_mmx(d)
+            .or_else(|| shuffle::select_mmx(d))
+            .or_else(|| moves::select_mmx(d))
+            .or_else(|| convert::select(d)),
         (true, false) => integer::select_xmm(d)
             .or_else(|| moves::select_xmm(d))
             .or_else(|| float::select(d))
@@ -232,9 +237,12 @@ impl Cpu {
     }
 
     /// Raises what accessing `len` bytes (less than a page) would raise, so that all of a long operand is written or
-    /// nothing.
+    /// nothing. #AC wants no more alignment than 4 here.
     fn probe(&mut self, lin: u64, len: u64, how: Use) -> Flow {
         let wanted = Wanted { write: how == Use::Write, fetch: false, access: self.data_access };
+        if self.data_access == Access::UserAligned && lin & (len.min(4) - 1) & 3 != 0 {
+            return Err(Stop::error(exception::AC, 0));
+        }
         self.translate(lin, wanted)?;
         let last = lin.wrapping_add(len - 1) & self.linear_mask();
         if (lin ^ last) & !(PAGE_SIZE - 1) != 0 {
@@ -251,16 +259,17 @@ impl Cpu {
     fn load_bytes(&mut self, lin: u64, bytes: &mut [u8]) -> Flow {
         let mask = self.linear_mask();
         self.probe(lin, bytes.len() as u64, Use::Read)?;
-        let mut at = lin;
-        for chunk in bytes.chunks_mut(8) {
-            if chunk.len() == 8 {
-                chunk.copy_from_slice(&self.load::<u64>(at & mask)?.to_le_bytes());
-            } else {
-                for (n, b) in chunk.iter_mut().enumerate() {
-                    *b = self.load::<u8>(at.wrapping_add(n as u64) & mask)?;
-                }
+        let (mut at, mut rest) = (lin, bytes);
+        while !rest.is_empty() {
+            let n = piece(at, rest.len());
+            let (now, later) = rest.split_at_mut(n);
+            match n {
+                8 => now.copy_from_slice(&self.load::<u64>(at & mask)?.to_le_bytes()),
+                4 => now.copy_from_slice(&self.load::<u32>(at & mask)?.to_le_bytes()),
+                2 => now.copy_from_slice(&self.load::<u16>(at & mask)?.to_le_bytes()),
+                _ => now.copy_from_slice(&self.load::<u8>(at & mask)?.to_le_bytes()),
             }
-            at = at.wrapping_add(8);
+            (at, rest) = (at.wrapping_add(n as u64), later);
         }
         Ok(())
     }
@@ -268,17 +277,25 @@ impl Cpu {
     /// Stores a long operand; the caller has probed it if it has to be all or nothing.
     fn store_bytes(&mut self, lin: u64, bytes: &[u8]) -> Flow {
         let mask = self.linear_mask();
-        let mut at = lin;
-        for chunk in bytes.chunks(8) {
-            if let Ok(eight) = <[u8; 8]>::try_from(chunk) {
-                self.store(at & mask, u64::from_le_bytes(eight))?;
-            } else {
-                for (n, b) in chunk.iter().enumerate() {
-                    self.store(at.wrapping_add(n as u64) & mask, *b)?;
-                }
+        let (mut at, mut rest) = (lin, bytes);
+        while !rest.is_empty() {
+            let n = piece(at, rest.len());
+            let (now, later) = rest.split_at(n);
+            let v = now.iter().rev().fold(0, |v, &b| v << 8 | u64::from(b));
+            match n {
+                8 => self.store(at & mask, v)?,
+                4 => self.store(at & mask, v as u32)?,
+                2 => self.store(at & mask, v as u16)?,
+                _ => self.store(at & mask, v as u8)?,
             }
-            at = at.wrapping_add(8);
+            (at, rest) = (at.wrapping_add(n as u64), later);
         }
         Ok(())
     }
+}
+
+/// How many of `left` bytes at `at` are accessed at once: an aligned 8, 4, 2 or 1.
+fn piece(at: u64, left: usize) -> usize {
+    let aligned = 1 << at.trailing_zeros().min(3);
+    aligned.min(1 << left.ilog2().min(3))
 }

@@ -21,6 +21,7 @@ pub(super) mod status {
     pub const FLAGS: u16 = 0x7f;
     /// Error summary, and B, which is its copy.
     pub const SUMMARY: u16 = 0x8080;
+    pub const C1: u16 = 1 << 9;
     pub const TOP_SHIFT: u32 = 11;
     pub const TOP: u16 = 7 << TOP_SHIFT;
 }

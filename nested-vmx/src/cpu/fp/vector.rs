@@ -111,3 +111,20 @@ macro_rules! compare_with_mxcsr {
     }};
 }
 pub(super) use compare_with_mxcsr;
+
+/// The x87 status word of an instruction on ST(0) = `$x` and `{y}` in memory, under a control word with all exceptions
+/// masked.
+macro_rules! on_x87 {
+    ($instruction:literal, $control:expr, $x:expr, $y:expr) => {{
+        let status: u16;
+        // SAFETY: FNINIT leaves the x87 unit as compiled code expects it; both pointers are to 8 bytes.
+        unsafe {
+            std::arch::asm!("fninit", "fldcw word ptr [{c}]", "fld qword ptr [{x}]", $instruction, "fnstsw ax", "fninit",
+                c = in(reg) &$control, x = in(reg) &$x, y = in(reg) &$y, out("ax") status,
+                out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _, options(nostack, preserves_flags));
+        }
+        status
+    }};
+}
+pub(super) use on_x87;

@@ -193,6 +193,8 @@ registers! {
     fcom "fcom st(0)" "fcom st(1)", fcomp "fcomp st(0)" "fcomp st(1)", fucom "fucom st(0)" "fucom st(1)",
     fucomp "fucomp st(0)" "fucomp st(1)", fxch "fxch st(0)" "fxch st(1)", fst "fst st(0)" "fst st(1)",
     fstp "fstp st(0)" "fstp st(1)",
+    // An alias of FSTP, D9 D8+i, that ignores empty registers; assemblers do not know it.
+    fstpnce ".byte 0xd9, 0xd8" ".byte 0xd9, 0xd9",
 }
 
 /// FLD ST(i) pushes: the register that it fills may be the one that it reads, so each has its own text.
@@ -405,6 +407,7 @@ fn registers(d: &mut Decoded, m: M, count: u32) -> Selected {
         M::Fxch => fxch,
         M::Fst => fst,
         M::Fstp => fstp,
+        M::Fstpnce => fstpnce,
         M::Fld => fld_i,
         M::Fcmovb => fcmov::<CF, true>,
         M::Fcmove => fcmov::<ZF, true>,

@@ -158,6 +158,7 @@ fn fnstsw_ax(cpu: &mut Cpu, _: &Op) -> Flow {
 fn ffree<const POP: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.x87_ready()?;
     let fp = &mut cpu.fp;
+    fp.status &= !status::C1;
     let top = fp.top();
     fp.full &= !(1 << ((top + usize::from(op.src)) & 7));
     if POP {
@@ -183,6 +184,7 @@ fn nothing(cpu: &mut Cpu, _: &Op) -> Flow {
 
 fn emms(cpu: &mut Cpu, _: &Op) -> Flow {
     cpu.mmx_ready()?;
+    cpu.fp.enter_mmx();
     cpu.fp.full = 0;
     Ok(())
 }
