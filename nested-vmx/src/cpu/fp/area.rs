@@ -131,16 +131,16 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.legacy_x87(&mut area, WIDE);
     cpu.legacy_mxcsr(&mut area);
     cpu.legacy_xmm(&mut area);
-    cpu.probe(lin, 512, Use::Write)?;
+    cpu.probe(op, lin, 512, Use::Write)?;
     let end = cpu.legacy_end();
-    cpu.store_bytes(lin, &area.0[..end])
+    cpu.store_bytes(op, lin, &area.0[..end])
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.x87_available()?;
     let lin = area_operand(cpu, op, 512, 16, Use::Read)?;
     let mut area = Legacy::zeroed();
-    cpu.load_bytes(lin, &mut area.0)?;
+    cpu.load_bytes(op, lin, &mut area.0)?;
     if area.mxcsr() & !MXCSR_MASK != 0 {
         return Err(Stop::GP0);
     }

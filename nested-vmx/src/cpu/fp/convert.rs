@@ -60,8 +60,6 @@ macro_rules! to_mm {
             let b = cpu.vector_source(op)? & $source;
             let mut csr = cpu.host_mxcsr();
             let v = with_mxcsr!(csr, $as, 0, b);
-            // The transition to MMX happens even if the conversion faults.
-            cpu.fp.enter_mmx();
             cpu.simd_done(csr)?;
             cpu.fp.set_mm(op.dst, v as u64);
             Ok(())
@@ -76,7 +74,7 @@ to_mm! {
     cvttpd2pi "cvttpd2dq" u128::MAX,
 }
 
-/// From memory these have nothing to do with MMX. The transition happens even if the conversion faults.
+/// From memory these have nothing to do with MMX.
 macro_rules! from_mm {
     ($($name:ident $as:literal $keep:expr,)*) => {
         $(fn $name(cpu: &mut Cpu, op: &Op) -> Flow {
@@ -86,10 +84,10 @@ macro_rules! from_mm {
             let d = usize::from(op.dst & 15);
             let mut csr = cpu.host_mxcsr();
             let v = with_mxcsr!(csr, $as, 0, b);
+            cpu.simd_done(csr)?;
             if !from_memory {
                 cpu.fp.enter_mmx();
             }
-            cpu.simd_done(csr)?;
             cpu.fp.xmm[d] = cpu.fp.xmm[d] & $keep | v & !$keep;
             Ok(())
         })*

@@ -220,7 +220,7 @@ impl Cpu {
                     if lin & 15 != 0 && op.imm & form::ALIGNED != 0 {
                         return Err(Stop::GP0);
                     }
-                    self.load(lin)
+                    self.load(lin).map_err(|stop| stop.of_operand(op))
                 }
             },
             _ => Ok(self.fp.xmm[usize::from(op.src & 15)]),
@@ -233,20 +233,20 @@ impl Cpu {
         if lin & 15 != 0 && op.imm & form::ALIGNED != 0 {
             return Err(Stop::GP0);
         }
-        self.store(lin, v)
+        self.store(lin, v).map_err(|stop| stop.of_operand(op))
     }
 
     /// Raises what accessing `len` bytes (less than a page) would raise, so that all of a long operand is written or
     /// nothing. #AC wants no more alignment than 4 here.
-    fn probe(&mut self, lin: u64, len: u64, how: Use) -> Flow {
+    fn probe(&mut self, op: &Op, lin: u64, len: u64, how: Use) -> Flow {
         let wanted = Wanted { write: how == Use::Write, fetch: false, access: self.data_access };
         if self.data_access == Access::UserAligned && lin & (len.min(4) - 1) & 3 != 0 {
             return Err(Stop::error(exception::AC, 0));
         }
-        self.translate(lin, wanted)?;
+        self.translate(lin, wanted).map_err(|stop| stop.of_operand(op))?;
         let last = lin.wrapping_add(len - 1) & self.linear_mask();
         if (lin ^ last) & !(PAGE_SIZE - 1) != 0 {
-            self.translate(last, wanted)?;
+            self.translate(last, wanted).map_err(|stop| stop.of_operand(op))?;
         }
         Ok(())
     }
@@ -256,9 +256,9 @@ impl Cpu {
     }
 
     /// Loads a long operand, from `lin` up.
-    fn load_bytes(&mut self, lin: u64, bytes: &mut [u8]) -> Flow {
+    fn load_bytes(&mut self, op: &Op, lin: u64, bytes: &mut [u8]) -> Flow {
         let mask = self.linear_mask();
-        self.probe(lin, bytes.len() as u64, Use::Read)?;
+        self.probe(op, lin, bytes.len() as u64, Use::Read)?;
         let (mut at, mut rest) = (lin, bytes);
         while !rest.is_empty() {
             let n = piece(at, rest.len());
@@ -275,7 +275,7 @@ impl Cpu {
     }
 
     /// Stores a long operand; the caller has probed it if it has to be all or nothing.
-    fn store_bytes(&mut self, lin: u64, bytes: &[u8]) -> Flow {
+    fn store_bytes(&mut self, op: &Op, lin: u64, bytes: &[u8]) -> Flow {
         let mask = self.linear_mask();
         let (mut at, mut rest) = (lin, bytes);
         while !rest.is_empty() {

@@ -127,7 +127,7 @@ impl Cpu {
         let chosen = |n: &u64| mask >> (8 * n + 7) & 1 != 0;
         for n in (0..len).filter(chosen) {
             let lin = at(self, n)?;
-            self.probe(lin, 1, Use::Write)?;
+            self.probe(op, lin, 1, Use::Write)?;
         }
         for n in (0..len).filter(chosen) {
             let lin: u64 = at(self, n)?;

@@ -109,7 +109,7 @@ impl Cpu {
             8 => bytes[..8].copy_from_slice(&self.load_operand::<u64>(op)?.to_le_bytes()),
             _ => {
                 let lin = self.linear(op, len as u64, Use::Read)?;
-                self.load_bytes(lin, &mut bytes[..len])?;
+                self.load_bytes(op, lin, &mut bytes[..len])?;
             }
         }
         Ok(bytes)
@@ -120,13 +120,13 @@ impl Cpu {
         const PRECISION: u16 = 1 << 5;
         if image.flags() & !self.fp.control & status::EXCEPTIONS & !PRECISION == 0 {
             let len = bytes.len() as u64;
-            let lin = self.linear(op, len, Use::Write)?;
             match bytes.len() {
-                2 => self.store(lin, u16::from_le_bytes([bytes[0], bytes[1]]))?,
-                4 => self.store(lin, u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))?,
+                2 => self.store_operand(op, u16::from_le_bytes([bytes[0], bytes[1]]))?,
+                4 => self.store_operand(op, u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]))?,
                 _ => {
-                    self.probe(lin, len, Use::Write)?;
-                    self.store_bytes(lin, bytes)?;
+                    let lin = self.linear(op, len, Use::Write)?;
+                    self.probe(op, lin, len, Use::Write)?;
+                    self.store_bytes(op, lin, bytes)?;
                 }
             }
         }

@@ -65,9 +65,9 @@ impl Cpu {
 fn fnstenv<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.x87_available()?;
     let lin = cpu.linear(op, LEN as u64, Use::Write)?;
-    cpu.probe(lin, LEN as u64, Use::Write)?;
+    cpu.probe(op, lin, LEN as u64, Use::Write)?;
     let bytes = cpu.environment(LEN);
-    cpu.store_bytes(lin, &bytes[..LEN])?;
+    cpu.store_bytes(op, lin, &bytes[..LEN])?;
     // SDM 2: all exceptions are masked afterwards.
     let control = cpu.fp.control | status::EXCEPTIONS;
     cpu.fp.set_control(control);
@@ -78,7 +78,7 @@ fn fldenv<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.x87_ready()?;
     let lin = cpu.linear(op, LEN as u64, Use::Read)?;
     let mut bytes = [0; ENVIRONMENT];
-    cpu.load_bytes(lin, &mut bytes[..LEN])?;
+    cpu.load_bytes(op, lin, &mut bytes[..LEN])?;
     cpu.set_environment(&bytes, LEN);
     Ok(())
 }
@@ -88,14 +88,14 @@ fn fnsave<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.x87_available()?;
     let all = LEN + 80;
     let lin = cpu.linear(op, all as u64, Use::Write)?;
-    cpu.probe(lin, all as u64, Use::Write)?;
+    cpu.probe(op, lin, all as u64, Use::Write)?;
     let mut bytes = [0; STATE];
     bytes[..LEN].copy_from_slice(&cpu.environment(LEN)[..LEN]);
     for n in 0..8 {
         let at = LEN + 10 * n;
         bytes[at..at + 10].copy_from_slice(&cpu.fp.st(n).to_le_bytes()[..10]);
     }
-    cpu.store_bytes(lin, &bytes[..all])?;
+    cpu.store_bytes(op, lin, &bytes[..all])?;
     cpu.fp.init_x87();
     Ok(())
 }
@@ -105,7 +105,7 @@ fn frstor<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
     let all = LEN + 80;
     let lin = cpu.linear(op, all as u64, Use::Read)?;
     let mut bytes = [0; STATE];
-    cpu.load_bytes(lin, &mut bytes[..all])?;
+    cpu.load_bytes(op, lin, &mut bytes[..all])?;
     cpu.set_environment(&bytes, LEN);
     for n in 0..8 {
         let mut register = [0; 16];

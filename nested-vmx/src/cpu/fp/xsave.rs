@@ -51,21 +51,21 @@ impl Cpu {
     }
 
     /// Writes the components `write`, and MXCSR if `mxcsr`.
-    fn store_components(&mut self, lin: u64, write: u64, mxcsr: bool, wide: bool) -> Flow {
+    fn store_components(&mut self, op: &Op, lin: u64, write: u64, mxcsr: bool, wide: bool) -> Flow {
         let mut area = Legacy::zeroed();
         if write & X87 != 0 {
             self.legacy_x87(&mut area, wide);
-            self.store_bytes(lin, &area.0[..24])?;
-            self.store_bytes(lin.wrapping_add(32), &area.0[32..XMM_AT])?;
+            self.store_bytes(op, lin, &area.0[..24])?;
+            self.store_bytes(op, lin.wrapping_add(32), &area.0[32..XMM_AT])?;
         }
         if mxcsr {
             self.legacy_mxcsr(&mut area);
-            self.store_bytes(lin.wrapping_add(24), &area.0[24..32])?;
+            self.store_bytes(op, lin.wrapping_add(24), &area.0[24..32])?;
         }
         if write & SSE != 0 {
             self.legacy_xmm(&mut area);
             let end = self.legacy_end();
-            self.store_bytes(lin.wrapping_add(XMM_AT as u64), &area.0[XMM_AT..end])?;
+            self.store_bytes(op, lin.wrapping_add(XMM_AT as u64), &area.0[XMM_AT..end])?;
         }
         Ok(())
     }
@@ -75,22 +75,22 @@ impl Cpu {
 fn xsave<const WIDE: bool, const OPTIMIZED: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.xsave_ready()?;
     let lin = cpu.xsave_area(op, Use::Write)?;
-    cpu.probe(lin, XSAVE_AREA_SIZE.into(), Use::Write)?;
+    cpu.probe(op, lin, XSAVE_AREA_SIZE.into(), Use::Write)?;
     let (wanted, used) = (cpu.requested(), cpu.in_use(false));
     let header = lin.wrapping_add(HEADER_AT);
     let old: u64 = cpu.load(header)?;
     let write = if OPTIMIZED { wanted & used } else { wanted };
-    cpu.store_components(lin, write, wanted & SSE != 0, WIDE)?;
+    cpu.store_components(op, lin, write, wanted & SSE != 0, WIDE)?;
     cpu.store(header, old & !wanted | wanted & used)
 }
 
 fn xsavec<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.xsave_ready()?;
     let lin = cpu.xsave_area(op, Use::Write)?;
-    cpu.probe(lin, XSAVE_AREA_SIZE.into(), Use::Write)?;
+    cpu.probe(op, lin, XSAVE_AREA_SIZE.into(), Use::Write)?;
     let wanted = cpu.requested();
     let write = wanted & cpu.in_use(true);
-    cpu.store_components(lin, write, write & SSE != 0, WIDE)?;
+    cpu.store_components(op, lin, write, write & SSE != 0, WIDE)?;
     let header = lin.wrapping_add(HEADER_AT);
     cpu.store(header, write)?;
     cpu.store(header.wrapping_add(8), wanted | COMPACT)
@@ -100,7 +100,7 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.xsave_ready()?;
     let lin = cpu.xsave_area(op, Use::Read)?;
     let mut header = [0; 64];
-    cpu.load_bytes(lin.wrapping_add(HEADER_AT), &mut header)?;
+    cpu.load_bytes(op, lin.wrapping_add(HEADER_AT), &mut header)?;
     let word = |n: usize| u64::from_le_bytes(std::array::from_fn(|i| header[8 * n + i]));
     let (present, compact) = (word(0), word(1));
     let is_compact = compact & COMPACT != 0;
@@ -115,7 +115,7 @@ fn xrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     }
     let wanted = cpu.requested();
     let mut area = Legacy::zeroed();
-    cpu.load_bytes(lin, &mut area.0)?;
+    cpu.load_bytes(op, lin, &mut area.0)?;
     // The standard form loads MXCSR even when SSE itself is initialized.
     let mxcsr = match () {
         _ if wanted & SSE == 0 => cpu.fp.mxcsr,
