@@ -1,11 +1,12 @@
 //! Moves between XMM, MMX and general registers and memory.
 
 use super::form;
+use crate::arch::is_canonical;
 use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected};
 use crate::cpu::op::{Op, op_flags};
 use crate::cpu::seg::reg;
-use crate::cpu::{Cpu, Flow, slot};
+use crate::cpu::{Cpu, Flow, Stop, slot};
 use iced_x86::{Mnemonic as M, OpKind};
 
 const LOW32: u128 = 0xffff_ffff;
@@ -124,6 +125,11 @@ impl Cpu {
                 cpu.segmented(op.seg, ea, 1, Use::Write)
             }
         };
+        // An empty mask still needs a canonical address, as on Intel's processors.
+        let first = at(self, 0)?;
+        if self.code64() && !is_canonical(first) {
+            return Err(Stop::GP0.of_operand(op));
+        }
         let chosen = |n: &u64| mask >> (8 * n + 7) & 1 != 0;
         for n in (0..len).filter(chosen) {
             let lin = at(self, n)?;
