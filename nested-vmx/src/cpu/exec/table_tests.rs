@@ -1,7 +1,7 @@
 //! What the host comparison ([`crate::cpu::differential`]) does not reach: instructions by the SDM's words, each with
 //! all status flags clear and with all set; real mode, faults, repeated strings and what they meet.
 
-use crate::cpu::flags::{AF, ARITHMETIC, CF, DF, OF, PF, SF, TF, ZF};
+use crate::cpu::flags::{AC, AF, ARITHMETIC, CF, DF, OF, PF, SF, TF, ZF};
 use crate::cpu::regs::HIGH_BYTE;
 use crate::cpu::seg::reg;
 use crate::cpu::slot::{RAX, RBP, RBX, RCX, RDI, RDX, RSI, RSP};
@@ -258,4 +258,59 @@ fn high_byte_registers_take_part() {
     });
     rig.run(2);
     assert_eq!((rig.r(RAX), rig.r(RBX), rig.cpu.regs.get::<u8>(RBX | HIGH_BYTE)), (0x7834, 0x6512, 0x65));
+}
+
+#[test]
+fn strings_check_the_alignment_of_each_element() {
+    let mut rig = Rig::long_at(3);
+    rig.cpu.cr0 = rig.cpu.cr0.with_am(true);
+    rig.cpu.flags.set(AC, true);
+    rig.cpu.mode_changed();
+    rig.set_r(RDI, DATA + 4).set_r(RCX, 100).code(|a| a.rep().stosq());
+    assert_eq!(fault(&mut rig), Some(Stop::error(17, 0)));
+}
+
+/// House rule no-guest-panic; arithmetic that overflows panics in test builds.
+#[test]
+fn random_code_in_random_states_never_panics() {
+    let mut seed = 0x1234_5678_9abc_def1u64;
+    let mut next = move || {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        seed
+    };
+    for make in [Rig::real, Rig::protected, Rig::long, || Rig::long_at(3)] {
+        let mut rig = make();
+        let saved = rig.cpu.save();
+        let mut tables = vec![0; 0x5000];
+        rig.ram.read(0, &mut tables).unwrap();
+        for _ in 0..4000 {
+            rig.cpu.restore(&saved).unwrap();
+            rig.ram.write(0, &tables).unwrap();
+            let mut code: Vec<u8> = (0..8).flat_map(|_| next().to_le_bytes()).collect();
+            // Two-byte opcodes as often as others.
+            for at in [0, 16, 32] {
+                match next() % 4 {
+                    0 => code[at] = 0x0f,
+                    1 => code[at..at + 2].copy_from_slice(&[0x66, 0x0f]),
+                    2 => code[at..at + 2].copy_from_slice(&[0xf3, 0x0f]),
+                    _ => {}
+                }
+            }
+            rig.ram.write(CODE, &code).unwrap();
+            for n in 0..16 {
+                let v = match next() % 4 {
+                    0 => DATA + next() % 0x1_0000,
+                    1 => next() % 256,
+                    2 => next() >> (next() % 64),
+                    _ => next(),
+                };
+                rig.set_r(n, v);
+            }
+            rig.cpu.flags.set_status(next());
+            rig.cpu.flags.set(DF, next() % 4 == 0);
+            rig.run(12);
+        }
+    }
 }
