@@ -25,7 +25,8 @@ impl PhysicalRead for RamReader<'_> {
 }
 
 impl Cpu {
-    /// VMLAUNCH (`launch`) or VMRESUME behind their own checks. RIP is the instruction's own; `length` its length.
+    /// VMLAUNCH (`launch`) or VMRESUME behind their own checks. Once state is loaded, nothing of L1's instruction is left
+    /// to complete: neither its single-step trap nor the blocking that would end with it.
     pub(in crate::vmx) fn vm_entry(&mut self, launch: bool) -> Flow {
         if let Err(failed) = self.check_entry(|c| c.check_controls_and_host()) {
             let error = match failed.failure {
@@ -47,14 +48,14 @@ impl Cpu {
                 Failure::Instruction(_) => 0,
             };
             self.vm_entry_failed(ExitReason::EntryGuestState, qualification, failed.id);
-            return Err(Stop::JUMPED);
+            return Err(Stop::DELIVERED);
         }
         self.vmx.controls = Controls::of(&self.vmx.vmcs);
         self.load_guest_registers();
         self.load_guest_segments();
         if let Err(e) = self.load_msr_list(Field::EntryMsrLoadCount, Field::EntryMsrLoadGpa) {
             self.vm_entry_failed(ExitReason::EntryMsrLoading, e.entry, 0);
-            return Err(Stop::JUMPED);
+            return Err(Stop::DELIVERED);
         }
         if launch {
             self.vmx.vmcs.launched = true;
@@ -81,7 +82,7 @@ impl Cpu {
         if injection.valid() {
             self.inject();
         }
-        Err(Stop::JUMPED)
+        Err(Stop::DELIVERED)
     }
 
     fn check_entry(&self, evaluate: fn(&Context) -> Result<(), &'static Check>) -> Result<(), &'static Check> {
@@ -172,9 +173,7 @@ impl Cpu {
             // The delivery ends blocking by STI and MOV SS, and pending debug exceptions are lost.
             return;
         }
-        // Takes effect when the entering instruction ends (`end_shadow`).
-        self.new_shadow =
-            if blocking.sti() { shadow::STI } else { 0 } | if blocking.mov_ss() { shadow::MOV_SS } else { 0 };
+        self.shadow = if blocking.sti() { shadow::STI } else { 0 } | if blocking.mov_ss() { shadow::MOV_SS } else { 0 };
         if !matches!(state, ActivityState::Shutdown | ActivityState::WaitForSipi) {
             let pending = PendingDebug::from_bits(self.vmx.get(Field::GuestPendingDebug));
             self.pending_debug = u64::from(pending.breakpoints()) | if pending.bs() { dr::DR6_BS } else { 0 };

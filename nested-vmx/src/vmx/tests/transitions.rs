@@ -407,3 +407,27 @@ fn the_entry_is_told_before_the_activity_that_it_brings() {
     assert!(matches!(details[0], Detail::VmEntry { activity: WaitForSipi, rip: GUEST_RIP, injected: 0, .. }));
     assert_eq!(details[1..], [Detail::Activity { from: Active, to: WaitForSipi }]);
 }
+
+#[test]
+fn the_single_step_of_l1s_vmlaunch_does_not_trap_in_l2() {
+    for state in [Active, WaitForSipi] {
+        let mut b = Bench::root();
+        b.cpu().flags.set(rflags::TF, true);
+        b.cpu().mode_changed();
+        b.enter(state);
+        assert_eq!((b.cpu().pending_debug, b.activity()), (0, state));
+        b.init(1).sipi(0x10, 2);
+        assert_eq!((b.mode(), b.get(Field::GuestPendingDebug)), (VmxMode::Root, 0));
+    }
+}
+
+#[test]
+fn blocking_by_sti_lasts_for_the_guests_first_instruction() {
+    let mut b = Bench::root();
+    b.set(Field::GuestRflags, 2 | rflags::IF).set(Field::GuestInterruptibility, 1).enter(Active);
+    b.interrupt(0x41);
+    assert_eq!(b.handler(), None, "blocked");
+    b.rig.run(1);
+    b.boundary();
+    assert_eq!(b.handler(), Some(0x41));
+}
