@@ -10,13 +10,13 @@ use nested_vmx::mailbox::CAUSE_BITS;
 use serde::{Deserialize, Serialize};
 
 use super::writer::{EventWriter, Ring, push};
-use super::{At, Class, EventRecord, Level, What};
+use super::{At, CLASSES, Class, EventRecord, Level, What};
 use crate::counters::VcpuCounters;
 use crate::engine::{Disposition, Injection};
 use crate::thread::{Changes, lock};
 
 /// How many events of each class are kept, by [`Class`].
-const BOUNDS: [usize; 3] = [32 << 10, 16 << 10, 16 << 10];
+const BOUNDS: [usize; CLASSES] = [32 << 10, 16 << 10, 16 << 10, 1 << 10];
 /// [`EventKind`] is an index below this.
 const KINDS: usize = 32;
 
@@ -44,9 +44,9 @@ struct Log {
     next_seq: u64,
     /// Merged, but something before it is still being recorded.
     early: Vec<(Class, EventRecord)>,
-    kept: [VecDeque<EventRecord>; 3],
+    kept: [VecDeque<EventRecord>; CLASSES],
     /// The last event of each class that a bound pushed out.
-    lost_seq: [u64; 3],
+    lost_seq: [u64; CLASSES],
     lost: u64,
 }
 
@@ -78,7 +78,7 @@ impl Events {
                 next_seq: 1,
                 early: Vec::new(),
                 kept: Default::default(),
-                lost_seq: [0; 3],
+                lost_seq: [0; CLASSES],
                 lost: 0,
             }),
             subscribers: Default::default(),
@@ -124,7 +124,8 @@ impl Events {
             mp_state: at.mp_state,
             activity: at.activity,
         };
-        push(&self.rings[self.rings.len() - 1], self, Class::Signal, record);
+        let class = if matches!(what, What::Vm(_)) { Class::Vm } else { Class::Signal };
+        push(&self.rings[self.rings.len() - 1], self, class, record);
         if let What::Processor(detail) = &what {
             self.settle(cause, detail);
         }
@@ -278,10 +279,10 @@ impl Log {
     }
 
     fn read(&self, from_seq: u64, max: usize) -> EventBatch {
-        let mut at: [usize; 3] = std::array::from_fn(|c| self.kept[c].partition_point(|r| r.seq < from_seq));
+        let mut at: [usize; CLASSES] = std::array::from_fn(|c| self.kept[c].partition_point(|r| r.seq < from_seq));
         let mut events = Vec::new();
         while events.len() < max {
-            let heads = (0..3).filter_map(|c| self.kept[c].get(at[c]).map(|r| (r.seq, c)));
+            let heads = (0..CLASSES).filter_map(|c| self.kept[c].get(at[c]).map(|r| (r.seq, c)));
             let Some((_, class)) = heads.min() else { break };
             events.push(self.kept[class][at[class]]);
             at[class] += 1;

@@ -2,7 +2,7 @@
 //!
 //! Each vCPU records into a ring of its own with a local sequence number; [`Events`] merges the rings into one
 //! log per VM. An event takes its place in the VM's order when it is recorded, and a cause (an ICR write, an
-//! injection) is recorded before it is sent, so causes always come first. The log keeps three classes apart,
+//! injection) is recorded before it is sent, so causes always come first. The log keeps classes apart,
 //! so that frequent events never push out an INIT or a SIPI; what a bound pushed out is an explicit gap.
 
 mod log;
@@ -118,7 +118,11 @@ enum Class {
     State = 1,
     /// Recorded only while someone subscribes.
     Frequent = 2,
+    /// Changes of the VM's state: a client that pauses and resumes in a loop pushes out only these.
+    Vm = 3,
 }
+
+const CLASSES: usize = 4;
 
 const EXIT_TRIPLE_FAULT: u32 = 2;
 const EXIT_INIT: u32 = 3;

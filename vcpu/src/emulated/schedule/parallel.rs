@@ -168,6 +168,8 @@ impl Schedule for Parallel {
             self.waiting.fetch_or(1 << i, SeqCst);
             limit = self.limit(i, now, 1);
             if limit == 0 {
+                // One that waits for all to stand still may have waited for this one.
+                self.release(i);
                 return Turn::Wait;
             }
             self.waiting.fetch_and(!(1 << i), SeqCst);
