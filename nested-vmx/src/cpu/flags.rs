@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn every_combination_of_status_flags_reads_back() {
         for n in 0..64u64 {
-            let bits = [CF, PF, AF, ZF, SF, OF].iter().enumerate().fold(0, |b, (i, f)| b | (n >> i & 1) * f);
+            let bits = [CF, PF, AF, ZF, SF, OF].iter().enumerate().fold(0, |b, (i, f)| b | (((n >> i) & 1) * f));
             let mut f = Flags::from_bits(bits | IF);
             assert_eq!(f.bits(), bits | IF | FIXED1);
             f.set_cf(bits & CF == 0);

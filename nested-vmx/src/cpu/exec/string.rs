@@ -298,7 +298,7 @@ mod tests {
     #[test]
     fn a_copy_over_many_pages_is_exact_and_stops_between_pieces() {
         let mut rig = Rig::long();
-        let data: Vec<u8> = (0..40_000u32).map(|i| (i * 7 >> 3) as u8).collect();
+        let data: Vec<u8> = (0..40_000u32).map(|i| ((i * 7) >> 3) as u8).collect();
         rig.ram.write(DATA + 5, &data).unwrap();
         rig.set_r(slot::RSI, DATA + 5).set_r(slot::RDI, DATA + 0x2_0ffb).set_r(slot::RCX, 40_000);
         rig.code(|a| {

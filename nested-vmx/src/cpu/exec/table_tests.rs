@@ -45,7 +45,7 @@ const ROWS: &[Row] = &[
     row!("mul that fits", |a| a.mul(dl), (0x0f, 0x11) => (0xff, 0x11), CF | OF => 0),
     row!("imul", |a| a.imul_2(rax, rdx), (!0, 3) => (!2, 3), CF | OF => 0),
     row!("imul that does not fit", |a| a.imul_3(ax, dx, 0x100), (0, 0x100) => (0, 0x100), CF | OF => CF | OF),
-    row!("div", |a| a.div(dl), (1000, 7) => (1000 / 7 | (1000 % 7) << 8, 7), 0 => 0),
+    row!("div", |a| a.div(dl), (1000, 7) => ((1000 / 7) | ((1000 % 7) << 8), 7), 0 => 0),
     row!("idiv", |a| a.idiv(cl), (-7i64 as u64 & 0xffff, 0) => (0xff << 8 | 0xfd, 0), 0 => 0),
     row!("bt", |a| a.bt(rax, 63), (TOP, 0) => (TOP, 0), CF => CF),
     row!("bts", |a| a.bts(eax, edx), (0, 33) => (2, 33), CF => 0),
