@@ -11,7 +11,11 @@ use nestd_proto::v1::{
     nested_service_client::NestedServiceClient, vcpu_service_client::VcpuServiceClient,
     vm_service_client::VmServiceClient,
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::oneshot,
+    task::JoinHandle,
+};
 use tonic::transport::{Channel, Endpoint};
 
 use crate::error::Failure;
@@ -115,5 +119,14 @@ where
             let ended = embedded.end().await;
             result.and_then(|value| ended.map(|()| value))
         }
+    }
+}
+
+/// Resolves at SIGINT or SIGTERM, so that a command can take its machine and its daemon down with it.
+pub async fn interrupted() {
+    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = term.recv() => {}
     }
 }

@@ -9,6 +9,9 @@ use tonic_types::StatusExt;
 /// Exit status of failures of nestctl itself. Even, because odd ones belong to guests (see `run --help`).
 pub const FAILED: u8 = 126;
 
+/// Exit status after SIGINT or SIGTERM, as shells have it.
+pub const INTERRUPTED: u8 = 130;
+
 /// A failed command.
 #[derive(Debug)]
 pub struct Failure {

@@ -4,18 +4,16 @@ use std::{process::ExitCode, time::Duration};
 
 use nestd::config::Listen;
 use nestd_proto::v1;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     args::RunArgs,
-    client::{Client, with_daemon},
+    client::{Client, interrupted, with_daemon},
     commands::vm::write_console,
-    error::{FAILED, Failure, vm_failed},
+    error::{FAILED, Failure, INTERRUPTED, vm_failed},
     output::Output,
 };
 
 const TIMED_OUT: u8 = 124;
-const INTERRUPTED: u8 = 130;
 
 pub async fn run(args: RunArgs, server: Option<&Listen>, output: Output) -> Result<ExitCode, Failure> {
     let name = format!("run-{}", std::process::id());
@@ -60,15 +58,6 @@ async fn machine(
         anstream::eprintln!("{}", nestd_proto::json::to_line(&vm)?);
     }
     Ok(exit)
-}
-
-/// Resolves at SIGINT or SIGTERM, so that the machine does not outlive the command.
-async fn interrupted() {
-    let Ok(mut term) = signal(SignalKind::terminate()) else { return std::future::pending().await };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = term.recv() => {}
-    }
 }
 
 /// Starts it, copies its console, and says how it ended.

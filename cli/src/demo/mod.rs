@@ -10,8 +10,8 @@ use nestd_proto::v1::{self, stream_events_response::Item};
 
 use crate::{
     args::{ApicArg, DemoArgs},
-    client::{Client, with_daemon},
-    error::{Failure, vm_failed},
+    client::{Client, interrupted, with_daemon},
+    error::{Failure, INTERRUPTED, vm_failed},
     machine,
     output::{BAD, GOOD, Output},
 };
@@ -58,7 +58,10 @@ pub async fn run(args: DemoArgs, server: Option<&Listen>, output: Output) -> Res
 async fn watch(client: &Client, mode: &str, l1: &[u8], args: &DemoArgs, output: Output) -> Result<Run, Failure> {
     let name = format!("demo-{mode}-{}", std::process::id());
     client.vms().create(request(&name, mode, l1, args)).await?;
-    let result = tell(client, &name, args, output).await;
+    let result = tokio::select! {
+        told = tell(client, &name, args, output) => told,
+        () = interrupted() => Err(Failure::new("interrupted").exit(INTERRUPTED)),
+    };
     let deleted = client.vms().delete(v1::DeleteVmRequest { name, force: true }).await;
     let run = result?;
     deleted?;

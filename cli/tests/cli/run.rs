@@ -1,6 +1,11 @@
 //! `nestctl run`: the guest's console and exit status.
 
-use crate::rig::{File, Server, guest, nestctl, stderr, stdout};
+use std::{
+    io::{BufRead, BufReader},
+    process::{Command, Stdio},
+};
+
+use crate::rig::{File, Server, command, guest, nestctl, stderr, stdout};
 
 #[test]
 fn the_guests_console_and_exit_status_are_the_commands() {
@@ -21,6 +26,22 @@ fn a_guest_that_does_not_end_is_stopped_by_the_timeout() {
     let output =
         nestctl(&["run", "--kernel", image.text(), "--flat", "0x7c00", "--nested", "emulated", "--timeout", "100ms"]);
     assert_eq!(output.status.code(), Some(124), "{}", stderr(&output));
+}
+
+#[test]
+fn sigterm_stops_the_machine_and_leaves_nothing_on_the_daemon() {
+    let server = Server::start();
+    // Says that it runs, and then does for ever.
+    let image = File::new(&[&guest::HELLO[..12], guest::SPIN].concat());
+    let mut run = command();
+    run.args(["--server", &server.address, "run", "--kernel", image.text(), "--flat", "0x7c00"]);
+    let mut run = run.args(["--nested", "emulated"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(run.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "hi\n");
+    assert!(Command::new("kill").arg(run.id().to_string()).status().unwrap().success());
+    assert_eq!(run.wait().unwrap().code(), Some(130));
+    assert_eq!(server.json(&["vm", "list"])["vms"], serde_json::json!([]));
 }
 
 #[test]
