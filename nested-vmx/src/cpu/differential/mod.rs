@@ -109,21 +109,8 @@ fn compare_floats(bits: u32) -> u64 {
         use Mnemonic::*;
         let by_nature = matches!(
             example.mnemonic(),
-            // They show the last instruction's address, or need CR4.OSXSAVE in the guest and AVX's state in the host.
-            Fnstenv
-                | Fnsave
-                | Fxsave
-                | Fxsave64
-                | Xsave
-                | Xsave64
-                | Xsaveopt
-                | Xsaveopt64
-                | Xsavec
-                | Xsavec64
-                | Xrstor
-                | Xrstor64
-                | Xgetbv
-                | Xsetbv
+            // They need CR4.OSXSAVE in the guest, and show AVX's state on the host.
+            Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 | Xrstor | Xrstor64 | Xgetbv | Xsetbv
         );
         if by_nature || !harness.host_has(form.code) {
             skipped.push(format!("{:?}", form.code));
@@ -143,12 +130,12 @@ fn compare_floats(bits: u32) -> u64 {
 
 #[test]
 fn every_vector_form_of_64_bit_code_agrees_with_the_host() {
-    assert!(compare_floats(64) >= 873);
+    assert!(compare_floats(64) >= 879);
 }
 
 #[test]
 fn every_vector_form_of_32_bit_code_agrees_with_the_host() {
-    assert!(compare_floats(32) >= 826);
+    assert!(compare_floats(32) >= 831);
 }
 
 /// What was reached; may only rise.

@@ -133,7 +133,7 @@ fn fxsave<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.legacy_xmm(&mut area);
     cpu.probe(op, lin, 512, Use::Write)?;
     let end = cpu.legacy_end();
-    cpu.store_bytes(op, lin, &area.0[..end])
+    cpu.store_bytes(lin, &area.0[..end])
 }
 
 fn fxrstor<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {

@@ -144,7 +144,7 @@ impl Lanes {
             Self::First(o) if n == 0 => pair(o, a, b),
             Self::First(_) => None,
             Self::Each(o) => pair(o, a, b),
-            Self::Alternating => pair(if n % 2 == 0 { Subtract } else { Add }, a, b),
+            Self::Alternating => pair(if n.is_multiple_of(2) { Subtract } else { Add }, a, b),
             Self::Pairs(o) => {
                 let half = 64 / bits;
                 let (v, at) = if n < half { (a, 2 * n) } else { (b, 2 * (n - half)) };

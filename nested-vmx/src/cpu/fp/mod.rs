@@ -275,7 +275,7 @@ impl Cpu {
     }
 
     /// Stores a long operand; the caller has probed it if it has to be all or nothing.
-    fn store_bytes(&mut self, op: &Op, lin: u64, bytes: &[u8]) -> Flow {
+    fn store_bytes(&mut self, lin: u64, bytes: &[u8]) -> Flow {
         let mask = self.linear_mask();
         let (mut at, mut rest) = (lin, bytes);
         while !rest.is_empty() {

@@ -126,7 +126,7 @@ impl Cpu {
                 _ => {
                     let lin = self.linear(op, len, Use::Write)?;
                     self.probe(op, lin, len, Use::Write)?;
-                    self.store_bytes(op, lin, bytes)?;
+                    self.store_bytes(lin, bytes)?;
                 }
             }
         }

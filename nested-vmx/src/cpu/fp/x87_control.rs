@@ -67,7 +67,7 @@ fn fnstenv<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
     let lin = cpu.linear(op, LEN as u64, Use::Write)?;
     cpu.probe(op, lin, LEN as u64, Use::Write)?;
     let bytes = cpu.environment(LEN);
-    cpu.store_bytes(op, lin, &bytes[..LEN])?;
+    cpu.store_bytes(lin, &bytes[..LEN])?;
     // SDM 2: all exceptions are masked afterwards.
     let control = cpu.fp.control | status::EXCEPTIONS;
     cpu.fp.set_control(control);
@@ -95,7 +95,7 @@ fn fnsave<const LEN: usize>(cpu: &mut Cpu, op: &Op) -> Flow {
         let at = LEN + 10 * n;
         bytes[at..at + 10].copy_from_slice(&cpu.fp.st(n).to_le_bytes()[..10]);
     }
-    cpu.store_bytes(op, lin, &bytes[..all])?;
+    cpu.store_bytes(lin, &bytes[..all])?;
     cpu.fp.init_x87();
     Ok(())
 }

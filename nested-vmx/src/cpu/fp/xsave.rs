@@ -42,7 +42,8 @@ impl Cpu {
             || fp.instruction | fp.data != 0
             || fp.r.iter().any(|&r| r != 0);
         let sse = fp.xmm.iter().any(|&x| x != 0) || with_mxcsr && fp.mxcsr != MXCSR_DEFAULT;
-        u64::from(x87) * X87 | u64::from(sse) * SSE
+        let component = |used: bool, bit| if used { bit } else { 0 };
+        component(x87, X87) | component(sse, SSE)
     }
 
     fn xsave_area(&self, op: &Op, how: Use) -> Result<u64, Stop> {
@@ -51,21 +52,21 @@ impl Cpu {
     }
 
     /// Writes the components `write`, and MXCSR if `mxcsr`.
-    fn store_components(&mut self, op: &Op, lin: u64, write: u64, mxcsr: bool, wide: bool) -> Flow {
+    fn store_components(&mut self, lin: u64, write: u64, mxcsr: bool, wide: bool) -> Flow {
         let mut area = Legacy::zeroed();
         if write & X87 != 0 {
             self.legacy_x87(&mut area, wide);
-            self.store_bytes(op, lin, &area.0[..24])?;
-            self.store_bytes(op, lin.wrapping_add(32), &area.0[32..XMM_AT])?;
+            self.store_bytes(lin, &area.0[..24])?;
+            self.store_bytes(lin.wrapping_add(32), &area.0[32..XMM_AT])?;
         }
         if mxcsr {
             self.legacy_mxcsr(&mut area);
-            self.store_bytes(op, lin.wrapping_add(24), &area.0[24..32])?;
+            self.store_bytes(lin.wrapping_add(24), &area.0[24..32])?;
         }
         if write & SSE != 0 {
             self.legacy_xmm(&mut area);
             let end = self.legacy_end();
-            self.store_bytes(op, lin.wrapping_add(XMM_AT as u64), &area.0[XMM_AT..end])?;
+            self.store_bytes(lin.wrapping_add(XMM_AT as u64), &area.0[XMM_AT..end])?;
         }
         Ok(())
     }
@@ -80,7 +81,7 @@ fn xsave<const WIDE: bool, const OPTIMIZED: bool>(cpu: &mut Cpu, op: &Op) -> Flo
     let header = lin.wrapping_add(HEADER_AT);
     let old: u64 = cpu.load(header)?;
     let write = if OPTIMIZED { wanted & used } else { wanted };
-    cpu.store_components(op, lin, write, wanted & SSE != 0, WIDE)?;
+    cpu.store_components(lin, write, wanted & SSE != 0, WIDE)?;
     cpu.store(header, old & !wanted | wanted & used)
 }
 
@@ -90,7 +91,7 @@ fn xsavec<const WIDE: bool>(cpu: &mut Cpu, op: &Op) -> Flow {
     cpu.probe(op, lin, XSAVE_AREA_SIZE.into(), Use::Write)?;
     let wanted = cpu.requested();
     let write = wanted & cpu.in_use(true);
-    cpu.store_components(op, lin, write, write & SSE != 0, WIDE)?;
+    cpu.store_components(lin, write, write & SSE != 0, WIDE)?;
     let header = lin.wrapping_add(HEADER_AT);
     cpu.store(header, write)?;
     cpu.store(header.wrapping_add(8), wanted | COMPACT)

@@ -83,6 +83,13 @@ fn each_control_makes_its_instruction_exit_and_nothing_else_does() {
 fn cpuid_invd_and_vmx_instructions_always_exit() {
     assert_eq!(exits(NONE, |a| a.cpuid(), ExitReason::Cpuid), Some((0, 0)));
     assert_eq!(exits(NONE, |a| a.invd(), ExitReason::Invd), Some((0, 0)));
+    // XSETBV too, whatever it asks for, once CR4.OSXSAVE allows it.
+    let osxsave: Prepare = |b| {
+        let enabled = b.get(Field::GuestCr4) | 1 << 18;
+        b.set(Field::GuestCr4, enabled)
+    };
+    assert_eq!(exits(osxsave, |a| a.xsetbv(), ExitReason::Xsetbv), Some((0, 0)));
+    assert_eq!(exits(NONE, |a| a.xsetbv(), ExitReason::Xsetbv), None);
     assert_eq!(exits(NONE, |a| a.vmcall(), ExitReason::Vmcall), Some((0, 0)));
 }
 
