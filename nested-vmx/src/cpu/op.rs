@@ -74,16 +74,6 @@ impl Op {
         }
     }
 
-    /// All ones in the width of the operand.
-    #[inline(always)]
-    pub fn operand_mask(&self) -> u64 {
-        match self.flags >> op_flags::OPERAND_SHIFT {
-            0 => 0xffff,
-            1 => 0xffff_ffff,
-            _ => u64::MAX,
-        }
-    }
-
     /// The instruction's own RIP, given the block's.
     #[inline(always)]
     pub fn start(&self) -> u64 {

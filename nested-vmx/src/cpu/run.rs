@@ -301,7 +301,7 @@ impl Cpu {
         if self.ram.mark_code(offset) {
             let ram = Arc::clone(&self.ram);
             self.bus.exclusive(&mut || ram.revoke_fast_writes());
-            self.tlb.revoke_all_writes();
+            self.tlb.revoke_writes(offset & !(PAGE_SIZE - 1));
             self.write_epoch = self.ram.write_epoch();
         }
     }

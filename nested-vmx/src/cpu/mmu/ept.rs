@@ -36,12 +36,6 @@ pub struct EptRights {
 }
 
 impl Cpu {
-    /// The EPT pointer in force, if L2 runs with EPT.
-    #[inline(always)]
-    pub(crate) fn eptp(&self) -> Option<u64> {
-        self.eptp
-    }
-
     /// Guest paging-structure accesses count as writes when EPT's accessed and dirty flags are on.
     pub(crate) fn ept_accessed_dirty(&self) -> bool {
         self.eptp.is_some_and(|e| e & EPTP_ACCESSED_DIRTY != 0)
