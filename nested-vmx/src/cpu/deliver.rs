@@ -75,6 +75,10 @@ enum Class {
     DoubleFault,
 }
 
+/// Faults that the delivery of one event may raise in a row. Only benign ones can go on and on (an #AC whose handler, at
+/// CPL 3, has a misaligned stack): a processor never gets out of that. Here the interrupted instruction begins again.
+const MAX_FAULTS_OF_DELIVERY: usize = 16;
+
 impl Cpu {
     /// Raises an exception at RIP; for #PF, `fault_address` is set, for #DB, `pending_debug` holds the DR6 bits.
     pub(crate) fn raise_exception(&mut self, vector: u8, error: Option<u32>) {
@@ -120,7 +124,7 @@ impl Cpu {
         if self.activity != ActivityState::Active {
             self.set_activity(ActivityState::Active);
         }
-        loop {
+        for _ in 0..MAX_FAULTS_OF_DELIVERY {
             self.delivering = Some(event);
             let Err(stop) = self.deliver_once(&event) else { break };
             let StopKind::Exception { vector, error } = stop.kind() else {

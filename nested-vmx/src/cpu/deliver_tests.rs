@@ -240,3 +240,25 @@ fn an_nmi_blocks_the_next_one_until_iret() {
     rig.run(1);
     assert_eq!(rig.cpu.regs.rip(), HANDLERS + 33);
 }
+
+#[test]
+fn an_alignment_check_whose_handler_has_a_misaligned_stack_uses_up_its_budget() {
+    let (gdt, idt) = (DATA, DATA + 0x1000);
+    let mut rig = Rig::protected();
+    rig.write_u64(gdt + 8, 0x00cf_fa00_0000_ffff);
+    // An interrupt gate of #AC to user code.
+    rig.write_u64(idt + 8 * 17, 0x0010_ee00_000b_0000);
+    rig.code(|a| a.push(eax)).set_r(slot::RSP, STACK + 1);
+    let c = &mut rig.cpu;
+    c.gdtr = TableRegister { base: gdt, limit: 0xf };
+    c.idtr = TableRegister { base: idt, limit: 0x7ff };
+    for (n, s) in c.seg.iter_mut().enumerate().take(6) {
+        s.selector = if n == usize::from(reg::CS) { 0xb } else { s.selector | 3 };
+        s.ar = s.ar.with_dpl(3);
+    }
+    c.cpl = 3;
+    c.cr0 = c.cr0.with_am(true);
+    c.flags.set(super::flags::AC, true);
+    c.mode_changed();
+    assert_eq!((rig.run(5), rig.r(slot::RSP)), (RunExit::Budget, STACK + 1));
+}
