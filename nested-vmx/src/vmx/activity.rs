@@ -41,7 +41,12 @@ impl Cpu {
             match self.take_event(may_deliver) {
                 Taken::Nothing => break,
                 Taken::More => {}
-                Taken::Delivered => may_deliver = false,
+                Taken::Delivered => {
+                    may_deliver = false;
+                    // "Monitor Trap Flag": due behind the delivery of a pending event, before the handler's first
+                    // instruction.
+                    self.vmx.mtf_pending |= self.in_non_root() && self.vmx.controls.proc.monitor_trap_flag();
+                }
             }
         }
         if let Some(cause) = self.vmx.nmi

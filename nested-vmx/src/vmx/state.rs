@@ -56,6 +56,8 @@ pub struct Vmx {
     pub(crate) preemption_deadline: Option<u64>,
     /// VPID, EPTP and paging mode that the cached translations of the last guest with a VPID were made under.
     pub(crate) translations: Option<(u16, u64, u64)>,
+    /// CR3 and paging mode that L1's cached translations were made under, at the last VM entry.
+    pub(crate) host_translations: Option<(u64, u64)>,
     /// A VMX abort happened: only RESET ends the shutdown.
     pub(crate) aborted: bool,
 }
@@ -74,6 +76,7 @@ impl Default for Vmx {
             mtf_pending: false,
             preemption_deadline: None,
             translations: None,
+            host_translations: None,
             aborted: false,
         }
     }

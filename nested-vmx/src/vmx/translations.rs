@@ -5,11 +5,16 @@ use super::vmcs12::Field;
 use crate::cpu::{ContextKey, Cpu};
 use crate::mem::Word;
 
+/// What stands for an EPTP in a context: its bits 51:12, and a bit that tells a root at 0 from no EPT.
+pub(super) fn ept_root(eptp: u64) -> u64 {
+    eptp & !0xfff | 1
+}
+
 impl Cpu {
     /// The context that the TLB tags translations with. Call when VPID, PCID (CR3, CR4.PCIDE, EFER.LMA) or EPTP change.
     pub(crate) fn context_changed(&mut self) {
         let pcid = if self.cr4.pcide() && self.efer.lma() { (self.cr3 & 0xfff) as u16 } else { 0 };
-        let key = ContextKey { vpid: self.vpid(), pcid, eptp: self.eptp.map_or(0, |e| e & !0xfff) };
+        let key = ContextKey { vpid: self.vpid(), pcid, eptp: self.eptp.map_or(0, ept_root) };
         self.tlb.switch(key);
     }
 
@@ -23,6 +28,20 @@ impl Cpu {
         let cr0 = self.cr0.into_bits() & (1 << 31 | 1 << 16);
         let cr4 = self.cr4.into_bits() & (1 << 4 | 1 << 5 | 1 << 7 | 1 << 20 | 1 << 21);
         cr0 | cr4 << 32 | self.efer.into_bits() & 0xd00
+    }
+
+    /// VM entry: L1's registers are still loaded.
+    pub(super) fn remember_host_translations(&mut self) {
+        self.vmx.host_translations = Some((self.cr3, self.paging_mode()));
+    }
+
+    /// VM exit and failed VM entry: L1's registers are loaded. Translations of before VM entry stay only if they mean the
+    /// same under the host-state fields.
+    pub(super) fn enter_host_translations(&mut self) {
+        if self.vmx.host_translations != Some((self.cr3, self.paging_mode())) {
+            self.tlb.flush_contexts(true, |k| k.vpid == 0);
+        }
+        self.context_changed();
     }
 
     /// VM entry: guest registers, controls and the EPTP are loaded.

@@ -32,7 +32,6 @@ pub enum Origin {
 #[derive(Clone, Copy, Debug)]
 pub struct EptRights {
     pub read: bool,
-    pub page_mask: u64,
 }
 
 impl Cpu {
@@ -50,7 +49,7 @@ impl Cpu {
         origin: Origin,
     ) -> Result<(u64, EptRights), Stop> {
         let Some(eptp) = self.eptp else {
-            return Ok((gpa, EptRights { read: true, page_mask: u64::MAX >> 1 }));
+            return Ok((gpa, EptRights { read: true }));
         };
         let accessed_dirty = eptp & EPTP_ACCESSED_DIRTY != 0;
         let need = match (wanted.write, wanted.fetch) {
@@ -69,7 +68,9 @@ impl Cpu {
                 return Err(self.ept_exit(EXIT_EPT_MISCONFIGURATION, 0, lin, gpa));
             }
             rights &= entry;
-            if entry & RIGHTS == 0 || rights & need == 0 {
+            // Rights are looked at when the walk is at its end: what is missing or misconfigured further down comes first
+            // (SDM 3, "Prioritization of EPT Misconfigurations and EPT Violations").
+            if entry & RIGHTS == 0 || leaf && rights & need == 0 {
                 let qualification = self.violation(wanted, rights & RIGHTS, lin, origin);
                 return Err(self.ept_exit(EXIT_EPT_VIOLATION, qualification, lin, gpa));
             }
@@ -87,7 +88,7 @@ impl Cpu {
             let page_mask = (1u64 << shift) - 1;
             if leaf {
                 let base = entry & self.physical_mask() & !0xfff & !page_mask;
-                return Ok((base | gpa & page_mask, EptRights { read: rights & READ != 0, page_mask }));
+                return Ok((base | gpa & page_mask, EptRights { read: rights & READ != 0 }));
             }
             table = entry & self.physical_mask() & !0xfff;
             shift -= 9;

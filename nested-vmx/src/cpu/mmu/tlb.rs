@@ -49,7 +49,8 @@ pub struct Fill {
     pub read: bool,
     pub write: bool,
     pub global: bool,
-    /// The smallest page size along the way, minus 1.
+    /// The size of the page in the paging structures of the linear address, minus 1: INVLPG drops all its pieces, also
+    /// where EPT has smaller pages (SDM 3, "Operations that Invalidate TLBs and Paging-Structure Caches").
     pub page_mask: u64,
 }
 
@@ -58,7 +59,7 @@ pub struct Fill {
 pub struct ContextKey {
     pub vpid: u16,
     pub pcid: u16,
-    /// EPTP bits 51:12; 0 without EPT.
+    /// EPTP bits 51:12 and bit 0; 0 without EPT.
     pub eptp: u64,
 }
 

@@ -61,7 +61,7 @@ impl Cpu {
                 // A clean page must be walked again when it is first written.
                 write: wanted.write && !self.has_data_breakpoint(lin) && self.ram.map_for_write(offset),
                 global: leaf.global && self.cr4.pge(),
-                page_mask: leaf.page_mask.min(ept.page_mask),
+                page_mask: leaf.page_mask,
             };
             if wanted.fetch {
                 self.tlb.fill_fetch(wanted.user(), &fill);

@@ -42,6 +42,7 @@ impl Cpu {
             self.report(0, detail);
             return self.vm_fail_valid(error);
         }
+        self.remember_host_translations();
         if let Err(failed) = self.check_entry(|c| c.check_guest()) {
             let qualification = match failed.failure {
                 Failure::GuestState { qualification } => qualification,
@@ -77,11 +78,16 @@ impl Cpu {
         }
         self.load_guest_activity(activity);
         self.mode_changed();
+        if self.dr7 & 0xff != 0 {
+            // The TLB holds no page with a data breakpoint; a VPID's translations may be from before.
+            self.tlb.flush();
+        }
         self.enter_guest_translations();
         self.start_preemption_timer();
         if injection.valid() {
             self.inject();
         }
+        // L1's TF and RF are gone with its other flags: they neither trap in L2 nor clear L2's RF.
         Err(Stop::DELIVERED)
     }
 
@@ -176,7 +182,10 @@ impl Cpu {
         self.shadow = if blocking.sti() { shadow::STI } else { 0 } | if blocking.mov_ss() { shadow::MOV_SS } else { 0 };
         if !matches!(state, ActivityState::Shutdown | ActivityState::WaitForSipi) {
             let pending = PendingDebug::from_bits(self.vmx.get(Field::GuestPendingDebug));
-            self.pending_debug = u64::from(pending.breakpoints()) | if pending.bs() { dr::DR6_BS } else { 0 };
+            // Breakpoints that DR7 did not enable only tell more of an exception that is pending for another reason.
+            if pending.enabled() || pending.bs() {
+                self.pending_debug = u64::from(pending.breakpoints()) | if pending.bs() { dr::DR6_BS } else { 0 };
+            }
         }
         self.set_activity(state);
     }

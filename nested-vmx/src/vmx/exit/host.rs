@@ -32,7 +32,7 @@ impl Cpu {
         self.pending_debug = 0;
         self.set_activity(ActivityState::Active);
         self.mode_changed();
-        self.context_changed();
+        self.enter_host_translations();
         if !self.load_host_pdptes() {
             return self.vmx_abort(Abort::HostPdptes);
         }

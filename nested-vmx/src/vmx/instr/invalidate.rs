@@ -6,6 +6,7 @@ use crate::cpu::op::Op;
 use crate::cpu::{Cpu, Flow, Stop};
 use crate::vmx::entry::eptp_valid;
 use crate::vmx::exit::reasons::{ExitReason, InstructionError};
+use crate::vmx::translations::ept_root;
 
 /// The two halves of the descriptor.
 fn descriptor(cpu: &mut Cpu, op: &Op) -> Result<(u64, u64), Stop> {
@@ -20,7 +21,7 @@ pub(super) fn invept(cpu: &mut Cpu, op: &Op) -> Flow {
     let (eptp, _) = descriptor(cpu, op)?;
     match kind {
         1 if offered.invept_single() && eptp_valid(cpu.vmx.caps, eptp) => {
-            let root = eptp & !0xfff;
+            let root = ept_root(eptp);
             cpu.tlb.flush_contexts(true, |k| k.eptp == root);
         }
         2 if offered.invept_all() => cpu.tlb.flush_contexts(true, |k| k.eptp != 0),
