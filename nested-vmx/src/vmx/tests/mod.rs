@@ -2,11 +2,15 @@
 //! page tables, descriptor tables and code.
 
 mod bench;
+mod boundaries;
+mod fuzz;
 mod icr;
 mod instructions;
 mod intercepts;
 mod mistakes;
 mod property;
 mod rules;
+mod rules_document;
 mod saved_state;
 mod transitions;
+mod translations;
