@@ -9,6 +9,8 @@ pub const MAX_OPS: usize = 64;
 const ARENA_OPS: usize = 1 << 20;
 const FRONT: usize = 4096;
 pub const NO_PAGE: u32 = u32::MAX;
+/// [`BlockKey::second_page`] of the last block found at an address whose first instruction crosses into another page.
+pub const CROSSES: u32 = u32::MAX - 1;
 
 #[derive(Clone, Copy)]
 pub struct Block {
@@ -124,6 +126,14 @@ impl BlockCache {
         let index = self.blocks.len() as u32;
         self.blocks.push(block);
         self.by_address.insert(key, index);
+        if key.second_page != NO_PAGE {
+            self.by_address.insert(BlockKey { second_page: CROSSES, ..key }, index);
+        }
         index
+    }
+
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.blocks.len()
     }
 }

@@ -1,6 +1,6 @@
 //! `run`: chained blocks until the budget, an event or the world says stop.
 
-use super::block::{Block, BlockCache, BlockKey, Front, MAX_OPS, NO_PAGE};
+use super::block::{Block, BlockCache, BlockKey, CROSSES, Front, MAX_OPS, NO_PAGE};
 use super::decode::{DecodeResult, decode};
 use super::mmu::Wanted;
 use super::mmu::tlb::Access;
@@ -241,6 +241,15 @@ impl Cpu {
             && let Some(index) = cache.get(&key).filter(|&i| self.fresh(cache.block(i)))
         {
             return Ok(cache.remember(lin, tag, index));
+        }
+        if room > PAGE_SIZE
+            && let Some(index) = cache.get(&BlockKey { second_page: CROSSES, ..key })
+            && self.fresh(cache.block(index))
+        {
+            let next = self.fetch(lin.wrapping_add(available))?;
+            if cache.block(index).pages[1] == (next / PAGE_SIZE) as u32 {
+                return Ok(cache.remember(lin, tag, index));
+            }
         }
         self.claim_code_page(offset);
         let mut generations = [self.ram.generation((offset / PAGE_SIZE) as u32), 0];

@@ -80,4 +80,16 @@ fn an_instruction_that_crosses_a_page_runs_and_follows_changes_of_both_pages() {
     rig.ram.write(CODE + 0x1000, &[0x44]).unwrap();
     rig.run(2);
     assert_eq!(rig.r(slot::RAX), 0x0807_0605_4403_0201);
+    // It is decoded once, like any other.
+    let blocks = |rig: &Rig| rig.cpu.cache.as_ref().unwrap().len();
+    let before = blocks(&rig);
+    rig.run(1000);
+    assert_eq!(blocks(&rig), before);
+    // Where the second page is another one, so are the bytes.
+    rig.ram.write(DATA, &[0x55]).unwrap();
+    rig.ram.write(DATA + 5, &[0xeb, 0xf4]).unwrap();
+    rig.write_u64(crate::testing::PT + 8 * ((CODE >> 12) + 1), DATA | 7);
+    rig.cpu.tlb.flush();
+    rig.run(2);
+    assert_eq!(rig.r(slot::RAX), 0x0000_0000_5503_0201);
 }
