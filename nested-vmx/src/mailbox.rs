@@ -102,14 +102,12 @@ impl Events {
 impl Mailbox {
     pub fn post_init(&self, cause: u64) -> Posted {
         self.post(|w| {
+            // R12: an INIT overwrites the SIPI before it, also where it joins an INIT that is pending already.
+            let w = if w & SIPI != 0 { w | INIT_AFTER_SIPI } else { w };
             if w & INIT != 0 {
                 return (w, Posted::Coalesced);
             }
-            let mut w = put_cause(w | INIT, INIT_CAUSE_SHIFT, cause);
-            if w & SIPI != 0 {
-                w |= INIT_AFTER_SIPI;
-            }
-            (w, Posted::Latched)
+            (put_cause(w | INIT, INIT_CAUSE_SHIFT, cause), Posted::Latched)
         })
     }
 
@@ -244,8 +242,10 @@ mod tests {
         assert!(!m.take_events().init_after_sipi);
         m.post_init(4);
         m.post_sipi(3, 5);
-        let e = m.take_events();
+        let e = m.peek_events();
         assert!(!e.init_after_sipi && e.init == Some(4) && e.sipi.is_some());
+        assert_eq!(m.post_init(6), Posted::Coalesced);
+        assert!(m.take_events().init_after_sipi);
     }
 
     #[test]

@@ -48,7 +48,7 @@ impl Cpu {
         vmcs.set(Field::GuestIdtrLimit, self.idtr.limit.into());
         vmcs.set(Field::GuestRip, self.regs.rip());
         vmcs.set(Field::GuestRsp, self.regs.r(slot::RSP));
-        vmcs.set(Field::GuestRflags, self.flags.bits() | resume_flag(exit));
+        vmcs.set(Field::GuestRflags, with_resume_flag(self.flags.bits(), exit));
         if controls.proc2.enable_ept() && self.cr0.pg() && self.cr4.pae() && !self.efer.lma() {
             for (field, value) in Field::GUEST_PDPTES.into_iter().zip(self.pdpte) {
                 vmcs.set(field, value);
@@ -87,17 +87,22 @@ fn keeps_pending_debug(exit: &ExitInfo, blocked: u8) -> bool {
     always.iter().any(|r| r.number() == exit.reason) || blocked & shadow::MOV_SS != 0 && !debug_exception
 }
 
-/// RF as the event's frame would have it: set by faults (SDM 3, "Saving RIP, RSP, RFLAGS, and SSP").
-fn resume_flag(exit: &ExitInfo) -> u64 {
+/// RFLAGS with RF as the exit saves it: set by faults, clear where an instruction caused the exit, else as it was (SDM 3,
+/// "Saving RIP, RSP, RFLAGS, and SSP").
+fn with_resume_flag(flags: u64, exit: &ExitInfo) -> u64 {
+    use ExitReason::*;
     let info = InterruptionInfo::from_bits(exit.interruption);
-    let fault = match ExitReason::from_number(exit.reason) {
-        Some(ExitReason::ExceptionOrNmi) => {
-            info.event_type() == EventType::HardwareException && info.vector() != exception::DB
+    match ExitReason::from_number(exit.reason) {
+        Some(ExceptionOrNmi) if info.event_type() == EventType::HardwareException && info.vector() != exception::DB => {
+            flags | rflags::RF
         }
-        Some(ExitReason::EptViolation | ExitReason::EptMisconfiguration) => true,
-        _ => false,
-    };
-    if fault { rflags::RF } else { 0 }
+        Some(EptViolation | EptMisconfiguration) => flags | rflags::RF,
+        Some(
+            ExceptionOrNmi | ExternalInterrupt | TripleFault | InitSignal | Sipi | InterruptWindow | NmiWindow
+            | MonitorTrapFlag | TprBelowThreshold | PreemptionTimer,
+        ) => flags,
+        _ => flags & !rflags::RF,
+    }
 }
 
 fn saved_segment(s: &Segment) -> GuestSegment {
