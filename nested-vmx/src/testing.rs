@@ -24,6 +24,8 @@ pub struct World {
     pub ins: Vec<u32>,
     pub mmio_writes: Vec<(u64, u8, u64)>,
     pub extint: Option<u8>,
+    /// What another processor does while this one waits to be alone.
+    pub before_exclusive: Option<Box<dyn FnOnce() + Send>>,
     next_cause: u64,
 }
 
@@ -73,6 +75,10 @@ impl Bus for TestBus {
         self.0.lock().unwrap().events.push(event);
     }
     fn exclusive(&mut self, f: &mut dyn FnMut()) {
+        let before = self.0.lock().unwrap().before_exclusive.take();
+        if let Some(before) = before {
+            before();
+        }
         f();
     }
 }

@@ -310,8 +310,16 @@ impl Cpu {
         if self.ram.mark_code(offset) {
             let ram = Arc::clone(&self.ram);
             self.bus.exclusive(&mut || ram.revoke_fast_writes());
-            self.tlb.revoke_writes(offset & !(PAGE_SIZE - 1));
-            self.write_epoch = self.ram.write_epoch();
+            // While this one waited to be alone, others may have claimed other pages.
+            let epoch = self.ram.write_epoch();
+            if epoch == self.write_epoch + 1 {
+                self.tlb.revoke_writes(offset & !(PAGE_SIZE - 1));
+            } else {
+                self.tlb.revoke_all_writes();
+            }
+            self.write_epoch = epoch;
+            // A third processor found the page marked and may have decoded it before the writes to it were noticed.
+            self.ram.code_changed(offset, 1);
         }
     }
 

@@ -93,3 +93,37 @@ fn an_instruction_that_crosses_a_page_runs_and_follows_changes_of_both_pages() {
     rig.run(2);
     assert_eq!(rig.r(slot::RAX), 0x0000_0000_5503_0201);
 }
+
+#[test]
+fn what_others_decoded_of_a_page_before_its_fast_writes_were_revoked_is_decoded_again() {
+    let mut rig = Rig::long();
+    rig.code(|a| a.jmp(CODE));
+    assert!(rig.ram.map_for_write(CODE));
+    let page = (CODE / 0x1000) as u32;
+    let before = rig.ram.generation(page);
+    rig.run(1);
+    assert_ne!(rig.ram.generation(page), before);
+    let decoded = rig.ram.generation(page);
+    rig.run(10);
+    assert_eq!(rig.ram.generation(page), decoded);
+}
+
+#[test]
+fn a_page_that_another_claims_while_this_one_waits_to_claim_its_own_is_revoked_too() {
+    let mut rig = Rig::long();
+    rig.set_r(slot::RDI, DATA).code(|a| {
+        a.mov(byte_ptr(rdi), 1)?;
+        a.jmp(CODE + 0x1000)
+    });
+    // mov byte [rdi], 2; jmp to itself
+    rig.ram.write(CODE + 0x1000, &[0xc6, 0x07, 2, 0xeb, 0xfe]).unwrap();
+    assert!(rig.ram.map_for_write(CODE + 0x1000));
+    let ram = std::sync::Arc::clone(&rig.ram);
+    rig.world.lock().unwrap().before_exclusive = Some(Box::new(move || {
+        assert!(ram.mark_code(DATA));
+        ram.revoke_fast_writes();
+    }));
+    rig.run(4);
+    assert!(rig.world.lock().unwrap().before_exclusive.is_none());
+    assert_eq!(rig.ram.generation((DATA / 0x1000) as u32), 1);
+}

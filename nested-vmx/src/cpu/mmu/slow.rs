@@ -145,6 +145,8 @@ impl Cpu {
                 old = ram.load(offset);
                 ram.store(offset, f(old));
             });
+            // While this one waited to be alone another may have decoded the page.
+            self.stored(offset, W::BYTES);
             return old;
         }
         let mut old: W = self.ram.load(offset);
