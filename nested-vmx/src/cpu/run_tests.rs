@@ -127,3 +127,11 @@ fn a_page_that_another_claims_while_this_one_waits_to_claim_its_own_is_revoked_t
     assert!(rig.world.lock().unwrap().before_exclusive.is_none());
     assert_eq!(rig.ram.generation((DATA / 0x1000) as u32), 1);
 }
+
+#[test]
+fn a_string_that_goes_on_and_on_in_a_device_keeps_to_its_budget() {
+    let mut rig = Rig::long();
+    rig.set_r(slot::RDI, 0x2000_0000).set_r(slot::RCX, u64::MAX).code(|a| a.rep().stosb());
+    assert_eq!((rig.run(100), rig.cpu.retired()), (RunExit::Budget, 100));
+    assert_eq!(rig.r(slot::RDI), 0x2000_0064);
+}

@@ -2,7 +2,7 @@
 //!
 //! A repeated one stops with [`Stop::AGAIN`], its registers at the next iteration: when a store asks for a look-up (code
 //! that changed, a device, a breakpoint), after each iteration when single-stepping, and whenever the remaining count is
-//! a multiple of [`PIECE`]. The last counts as a retired instruction, so that the budget bounds it and guest time runs.
+//! a multiple of [`PIECE`]. Each time counts as a retired instruction, so that the budget bounds it and guest time runs.
 
 use crate::cpu::access::Use;
 use crate::cpu::decode::{Decoded, Selected, by_width, segment};
@@ -231,10 +231,8 @@ fn repeated<W: Word, O: StringOp>(cpu: &mut Cpu, op: &Op) -> Flow {
         if left == 0 || O::COMPARES && cpu.flags.zf() == op.has(op_flags::REPNE) {
             return Ok(());
         }
-        if cpu.stop_after || cpu.special & (special::TRAP | special::MTF) != 0 {
-            return Err(Stop::AGAIN);
-        }
-        if left.is_multiple_of(PIECE) {
+        let steps = cpu.special & (special::TRAP | special::MTF) != 0;
+        if cpu.stop_after || steps || left.is_multiple_of(PIECE) {
             cpu.retired += 1;
             return Err(Stop::AGAIN);
         }
