@@ -262,3 +262,15 @@ fn an_alignment_check_whose_handler_has_a_misaligned_stack_uses_up_its_budget() 
     c.mode_changed();
     assert_eq!((rig.run(5), rig.r(slot::RSP)), (RunExit::Budget, STACK + 1));
 }
+
+#[test]
+fn blocking_by_sti_ends_with_the_syscall_behind_it() {
+    let mut rig = long_at(0);
+    rig.cpu.msrs.lstar = CODE + 0x100;
+    rig.code(|a| {
+        a.sti()?;
+        a.syscall()
+    });
+    rig.run(2);
+    assert_eq!((rig.cpu.regs.rip(), rig.cpu.shadow), (CODE + 0x100, 0));
+}

@@ -28,7 +28,7 @@ fn with_ept(b: &mut Bench) -> &mut Bench {
     }
     b.rig.write_u64(EPT_PD + 8 * (SMALL >> 21), EPT_PT | 7);
     for i in 0..512 {
-        b.rig.write_u64(EPT_PT + 8 * i, TARGET + (i << 12) | ALL);
+        b.rig.write_u64(EPT_PT + 8 * i, (TARGET + (i << 12)) | ALL);
     }
     b.proc2(Proc2Controls::new().with_enable_ept(true)).set(Field::Eptp, EPT_PML4 | 3 << 3 | 6)
 }

@@ -47,6 +47,8 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Flow {
     let code = (cpu.msrs.star >> 32) as u16 & !3;
     cpu.load_flat(code, code.wrapping_add(8), true, 0);
     cpu.regs.set_rip(cpu.msrs.lstar);
+    // Blocking by STI or MOV SS was for this instruction.
+    (cpu.shadow, cpu.new_shadow) = (0, 0);
     cpu.mode_changed();
     // TF as SYSCALL leaves it decides whether it traps.
     let trap = cpu.flags.has(flags::TF);
