@@ -88,6 +88,9 @@ pub struct DemoArgs {
     /// Give up after this (host) time.
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
     pub timeout: Duration,
+    /// Write the two guests, l1.elf and l2.elf, into this directory and leave: to run them yourself.
+    #[arg(long, value_name = "DIR")]
+    pub images: Option<PathBuf>,
     /// Another L1 in place of the demo's own.
     #[arg(long, hide = true, value_name = "FILE")]
     pub l1: Option<PathBuf>,

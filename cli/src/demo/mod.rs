@@ -3,7 +3,7 @@
 mod chain;
 mod timeline;
 
-use std::process::ExitCode;
+use std::{path::Path, process::ExitCode};
 
 use nestd::config::Listen;
 use nestd_proto::v1::{self, stream_events_response::Item};
@@ -31,6 +31,10 @@ struct Run {
 }
 
 pub async fn run(args: DemoArgs, server: Option<&Listen>, output: Output) -> Result<ExitCode, Failure> {
+    if let Some(directory) = &args.images {
+        write_images(directory)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let modes: &[&str] = match args.apic {
         ApicArg::Xapic => &["xapic"],
         ApicArg::X2apic => &["x2apic"],
@@ -52,6 +56,16 @@ pub async fn run(args: DemoArgs, server: Option<&Listen>, output: Output) -> Res
         where_to_go_next();
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_images(directory: &Path) -> Result<(), Failure> {
+    std::fs::create_dir_all(directory)
+        .map_err(|e| Failure::new(format!("cannot make the directory {}: {e}", directory.display())))?;
+    for (name, image) in [("l1.elf", nestd_guests::l1(nestd_guests::L1::Demo)), ("l2.elf", nestd_guests::l2())] {
+        let file = directory.join(name);
+        std::fs::write(&file, image).map_err(|e| Failure::new(format!("cannot write {}: {e}", file.display())))?;
+    }
+    Ok(())
 }
 
 /// Runs L1 with its L2 from creation to deletion, and keeps what the daemon told of it.
@@ -164,8 +178,9 @@ fn where_to_go_next() {
 Where to go next:
   nestctl demo --output json                       every event, one a line
   nestd &                                          a daemon that stays; nestctl finds it
-  nestctl vm create a --kernel L1.elf --initrd L2.elf --cpus 2 --nested emulated
-  nestctl vm start a; nestctl events a --follow    your own hypervisor's story
+  nestctl demo --images DIR                        the two guests as files; or take your own hypervisor
+  nestctl vm create a --kernel DIR/l1.elf --initrd DIR/l2.elf --cpus 2 --nested emulated
+  nestctl vm start a; nestctl events a --follow    its story
   nestctl vcpu list a                              mp_state, activity state, VMX mode of each vCPU
   nestctl vmcs12 a 1                               the VMCS it made current, field by field
   nestctl vcpu init a 1; nestctl vcpu sipi a 1 --vector 0x10

@@ -29,6 +29,17 @@ fn the_demos_json_is_one_event_a_line() {
 }
 
 #[test]
+fn the_demos_guests_run_from_files_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).display().to_string();
+    ok(nestctl(&["demo", "--images", &path("guests")]));
+    let (l1, l2) = (path("guests/l1.elf"), path("guests/l2.elf"));
+    let output = nestctl(&["run", "--kernel", &l1, "--initrd", &l2, "--cpus", "2", "--nested", "emulated"]);
+    assert_eq!(output.status.code(), Some(1), "debug exit 0: {}", stderr(&output));
+    assert!(stdout(&output).contains("L2: second processor is up"), "{}", stdout(&output));
+}
+
+#[test]
 fn a_mutant_l1_fails_the_demo_at_the_step_that_it_breaks() {
     for (mutant, step) in [(L1::StaysActive, "step 4 is missing"), (L1::IgnoresSipi, "step 8 is missing")] {
         let l1 = File::new(nestd_guests::l1(mutant));
