@@ -116,7 +116,12 @@ impl Rig {
         let mailbox = Arc::new(Mailbox::default());
         let world = Arc::new(Mutex::new(World::default()));
         let bus = Box::new(TestBus(Arc::clone(&world)));
-        let cpu = Cpu::new(CpuConfig { apic_id: 0, bsp: true, count: 1 }, Arc::clone(&ram), Arc::clone(&mailbox), bus);
+        let cpu = Cpu::new(
+            CpuConfig { apic_id: 0, bsp: true, count: 1, random_seed: 0 },
+            Arc::clone(&ram),
+            Arc::clone(&mailbox),
+            bus,
+        );
         Self { cpu, ram, mailbox, world }
     }
 

@@ -36,7 +36,11 @@ fn console(vm: &Vm) -> String {
 fn run(vm: &Vm) -> (u32, String, Vec<EventRecord>) {
     vm.start().unwrap();
     let ended = vm.wait_for(PATIENCE, || Some(vm.state()).filter(VmState::ended));
-    let events = || vm.events().read(1, usize::MAX).events;
+    let events = || {
+        let log = vm.events().read(1, usize::MAX);
+        assert!(!log.gap.is_some_and(|g| g.signals), "the log lost signals: {:?}", log.gap);
+        log.events
+    };
     let Some(VmState::Stopped { exit: Some(GuestExit { code }) }) = ended else {
         let tail: Vec<_> = events().into_iter().rev().take(30).collect();
         let at: Vec<_> = (0..2).map(|i| vm.vcpu_published(i)).collect();

@@ -27,6 +27,8 @@ pub struct CpuConfig {
     pub bsp: bool,
     /// Processors in the VM, for the topology that CPUID shows.
     pub count: u32,
+    /// Where RDRAND's and RDSEED's generator starts.
+    pub random_seed: u64,
 }
 
 /// Why instructions run one at a time, in [`Cpu::special`].
@@ -158,7 +160,7 @@ impl Cpu {
             pending_debug: 0,
             delivering: None,
             msrs: Msrs::default(),
-            random: config.apic_id.into(),
+            random: config.random_seed,
             apic: LocalApic::new(config.apic_id, config.bsp),
             apic_page_gpa: DEFAULT_BASE_GPA,
             vmx_mode: VmxMode::Off,

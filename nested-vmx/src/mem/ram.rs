@@ -6,7 +6,7 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::arch::asm;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering, fence};
 
 pub const PAGE_SIZE: u64 = 4096;
 
@@ -236,6 +236,9 @@ impl Ram {
 
     /// Tells that bytes were stored: code on these pages gets a new generation. True if any page holds code.
     pub fn code_changed(&self, offset: u64, len: u64) -> bool {
+        // A decoder marks the page (a locked access), then reads it; this stored to it, then looks at the mark. Without
+        // a fence the store may come after both, and neither would know of the other (SDM 3, "Stores Followed by Loads").
+        fence(Ordering::SeqCst);
         let mut any = false;
         for page in offset / PAGE_SIZE..=(offset + len - 1) / PAGE_SIZE {
             if self.pages[page as usize].load(Ordering::Acquire) & CODE != 0 {

@@ -4,10 +4,13 @@ mod bus;
 mod gate;
 mod schedule;
 #[cfg(test)]
+mod smp_tests;
+#[cfg(test)]
 mod tests;
 mod vcpu;
 mod wiring;
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +31,24 @@ use wiring::{KEEPER, Routes, Wiring};
 /// What the RTC shows at guest time 0 where a run has to be repeatable: 2020-01-01.
 const FIXED_EPOCH_S: u64 = 1_577_836_800;
 
+/// Where the processors' RDRAND starts.
+#[derive(Clone, Copy)]
+enum RandomSeeds {
+    Host,
+    /// Of a run that can be repeated.
+    Fixed(u64),
+}
+
+impl RandomSeeds {
+    fn of(self, vcpu: usize) -> u64 {
+        match self {
+            // The standard library keys each of its hashers from the host's generator.
+            Self::Host => RandomState::new().build_hasher().finish(),
+            Self::Fixed(seed) => seed.wrapping_add((vcpu as u64) << 48),
+        }
+    }
+}
+
 struct EmulatedEngine {
     wiring: Arc<Wiring>,
     kicked: Vec<Arc<AtomicBool>>,
@@ -36,6 +57,13 @@ struct EmulatedEngine {
 
 /// Builds the engine of a VM, with its boot image loaded.
 pub fn build(spec: &VmSpec, context: EngineContext) -> Result<Built, EngineError> {
+    let (engine, vcpus) = engine(spec, context)?;
+    Ok(Built { engine, vcpus })
+}
+
+type Parts = (Arc<EmulatedEngine>, Vec<Box<dyn Vcpu>>);
+
+fn engine(spec: &VmSpec, context: EngineContext) -> Result<Parts, EngineError> {
     let host = |what| move |source| EngineError::Host { what, source };
     let ram = Arc::new(Ram::new(spec.memory_bytes).map_err(host("guest memory"))?);
     let start = boot::load(&spec.boot, &ram)?.map(Arc::new);
@@ -57,14 +85,18 @@ pub fn build(spec: &VmSpec, context: EngineContext) -> Result<Built, EngineError
     let EngineContext { console, events, ports } = context;
     let wiring = Arc::new(Wiring::new(ram, mailboxes, schedule, routes, events, console, devices));
     let kicked: Vec<Arc<AtomicBool>> = (0..spec.cpus).map(|_| Arc::default()).collect();
+    let seeds = match spec.scheduler {
+        Scheduler::Parallel => RandomSeeds::Host,
+        Scheduler::Deterministic { seed } => RandomSeeds::Fixed(seed),
+    };
     let vcpus = ports.into_iter().zip(&kicked).map(|(port, kicked)| {
         let boot = start.clone().filter(|_| port.index as usize == KEEPER);
-        let vcpu = EmulatedVcpu::new(port, wiring.clone(), kicked.clone(), boot, realtime)?;
+        let vcpu = EmulatedVcpu::new(port, wiring.clone(), kicked.clone(), boot, realtime, seeds)?;
         Ok(Box::new(vcpu) as Box<dyn Vcpu>)
     });
     let vcpus = vcpus.collect::<Result<_, EngineError>>()?;
     let engine = Arc::new(EmulatedEngine { wiring, kicked, boot: spec.boot.clone() });
-    Ok(Built { engine, vcpus })
+    Ok((engine, vcpus))
 }
 
 impl Engine for EmulatedEngine {

@@ -8,6 +8,7 @@ use nested_vmx::event::{ActivityState, Detail, VmxMode};
 use nested_vmx::mailbox::attention;
 use nested_vmx::vmx::vmcs12::REVISION_ID;
 
+use super::RandomSeeds;
 use super::bus::{Desk, MachineBus};
 use super::schedule::Turn;
 use super::wiring::{KEEPER, Wiring};
@@ -27,6 +28,7 @@ pub struct EmulatedVcpu {
     kicked: Arc<AtomicBool>,
     boot: Option<Arc<BootState>>,
     realtime: bool,
+    seeds: RandomSeeds,
     /// Instructions of the processors that resets have replaced.
     before_reset: u64,
     /// What the processor had retired when the schedule was last told.
@@ -41,11 +43,12 @@ impl EmulatedVcpu {
         kicked: Arc<AtomicBool>,
         boot: Option<Arc<BootState>>,
         realtime: bool,
+        seeds: RandomSeeds,
     ) -> Result<Self, EngineError> {
         let i = port.index as usize;
         let desk = Arc::new(Desk::default());
-        let cpu = processor(i, &wiring, &desk, port.events, boot.as_deref(), realtime)?;
-        Ok(Self { i, cpu, wiring, desk, kicked, boot, realtime, before_reset: 0, told: 0, runs: 0 })
+        let cpu = processor(i, &wiring, &desk, port.events, boot.as_deref(), realtime, seeds)?;
+        Ok(Self { i, cpu, wiring, desk, kicked, boot, realtime, seeds, before_reset: 0, told: 0, runs: 0 })
     }
 
     fn now(&self) -> u64 {
@@ -83,11 +86,12 @@ fn processor(
     mut events: EventWriter,
     boot: Option<&BootState>,
     realtime: bool,
+    seeds: RandomSeeds,
 ) -> Result<Cpu, EngineError> {
     let bsp = i == KEEPER;
     events.set_at(if bsp { ActivityState::Active } else { ActivityState::WaitForSipi });
     let bus = MachineBus::new(i, wiring.clone(), desk.clone(), events, realtime);
-    let config = CpuConfig { apic_id: i as u32, bsp, count: wiring.mailboxes.len() as u32 };
+    let config = CpuConfig { apic_id: i as u32, bsp, count: wiring.mailboxes.len() as u32, random_seed: seeds.of(i) };
     let mut cpu = Cpu::new(config, wiring.ram.clone(), wiring.mailboxes[i].clone(), Box::new(bus));
     if let Some(boot) = boot {
         cpu.set_boot_state(boot);
@@ -156,7 +160,8 @@ impl Vcpu for EmulatedVcpu {
         let mut events = self.wiring.events.writer(self.i as u32);
         let now = self.wiring.schedule.now();
         events.record(now, 0, VmxMode::Off, Detail::Reset);
-        self.cpu = processor(self.i, &self.wiring, &self.desk, events, self.boot.as_deref(), self.realtime)?;
+        self.cpu =
+            processor(self.i, &self.wiring, &self.desk, events, self.boot.as_deref(), self.realtime, self.seeds)?;
         // Until the schedule says the time with its next turn.
         self.desk.offset.store(now, Relaxed);
         self.desk.take_outcome();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, mpsc};
 
 use super::*;
-use crate::event::{VmChange, What};
+use crate::event::{EventRecord, VmChange, WHOLE_VM, What};
 use crate::thread::ThreadState;
 use crate::vm::{GuestExit, VmError, VmState};
 
@@ -317,6 +317,27 @@ fn a_slow_reader_sees_a_gap_with_its_count_and_whether_signals_are_missing() {
     assert_eq!(gap.lost + rest.events.len() as u64, WRITTEN);
     assert_eq!(vm.counters().events_lost, gap.lost);
     assert_eq!(vm.events().read(rest.next_seq, 10).gap, None);
+}
+
+#[test]
+fn a_client_that_pauses_and_resumes_in_a_loop_pushes_out_no_event_of_the_guest() {
+    const WRITTEN: usize = 40_000;
+    let script: Script = Box::new(|stage| {
+        stage.events.record(0, 0, VmxMode::Off, Detail::Init(Fate::Latched));
+        RunOutcome::GuestExit(GuestExit { code: 0 })
+    });
+    let (vm, _) = scripted("pauses", vec![script]);
+    vm.start().unwrap();
+    wait_thread(&vm, 0, ThreadState::Stopped);
+    let at = vm.events().last_at(0);
+    for _ in 0..WRITTEN {
+        vm.events().record_outside(WHOLE_VM, 0, 0, at, What::Vm(VmChange::Paused));
+    }
+    let all = vm.events().read(1, usize::MAX);
+    let init = |e: &EventRecord| matches!(e.what, What::Processor(Detail::Init(_)));
+    assert!(all.events.iter().any(init));
+    let gap = all.gap.expect("a gap");
+    assert!(!gap.signals && gap.lost > 0);
 }
 
 #[test]

@@ -33,7 +33,8 @@ impl Changes {
 
     /// Someone is about to look: the next change is told again.
     pub fn seen(&self) {
-        self.told.store(false, Ordering::Release);
+        // A swap: either it comes after a teller's and sees what that one changed, or the teller tells.
+        self.told.swap(false, Ordering::AcqRel);
     }
 
     pub fn on_change(&self, waker: Box<dyn Fn() + Send + Sync>) {
@@ -50,13 +51,32 @@ impl Changes {
                 return Some(found);
             }
             let mut generation = lock(&self.generation);
-            while *generation == before {
+            // At least once: where changes never cease, the deadline still counts.
+            loop {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return None;
                 }
+                if *generation != before {
+                    break;
+                }
                 generation = self.changed.wait_timeout(generation, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waiting_ends_at_its_deadline_though_something_changes_at_every_look() {
+        let changes = Changes::default();
+        let found = changes.wait_for(Duration::from_millis(5), || {
+            changes.tell();
+            None::<()>
+        });
+        assert_eq!(found, None);
     }
 }

@@ -371,7 +371,7 @@ fn r22_an_application_processor_leaves_reset_waiting_for_sipi() {
     let rig = crate::testing::Rig::reset();
     for bsp in [true, false] {
         let bus = Box::new(crate::testing::TestBus(rig.world.clone()));
-        let config = CpuConfig { apic_id: 1, bsp, count: 2 };
+        let config = CpuConfig { apic_id: 1, bsp, count: 2, random_seed: 0 };
         let cpu = Cpu::new(config, rig.ram.clone(), rig.mailbox.clone(), bus);
         assert_eq!(cpu.activity(), if bsp { Active } else { WaitForSipi });
         assert_eq!((cpu.regs.rip(), cpu.seg[1].base, cpu.cr0.into_bits()), (0xfff0, 0xffff_0000, 0x6000_0010));
