@@ -73,7 +73,11 @@ pub enum ApicArg {
 /// second processor, L1 hears of it by two VM exits on that processor: 3 (INIT signal) and 4 (SIPI). The nine steps of
 /// this handshake are printed as they happened, from the daemon's event stream.
 ///
-/// Exit status: 0 if every step was seen and caused by the one before, else 1 with the step that is missing.
+/// With `--nested kernel` the host's kernel runs VMX. It tells nobody of VM entries and exits, so the steps are told
+/// from L1's and L2's own console lines and from mp_state, and those that KVM hides are named.
+///
+/// Exit status: 0 if every step was seen and caused by the one before (with KVM: every step that it does not hide),
+/// else 1 with the step that is missing.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  nestctl demo\n  nestctl demo --apic x2apic --output json\n  nestctl demo --nested kernel"
@@ -94,6 +98,9 @@ pub struct DemoArgs {
     /// Another L1 in place of the demo's own.
     #[arg(long, hide = true, value_name = "FILE")]
     pub l1: Option<PathBuf>,
+    /// More words for L1's command line.
+    #[arg(long, hide = true, value_name = "WORDS")]
+    pub append: Option<String>,
 }
 
 /// Boot one machine, with its serial console on standard output.

@@ -99,14 +99,14 @@ impl Registry {
     }
 
     /// The engine for this kind of nesting on this host.
-    pub fn choose(&self, nested: nestd_vcpu::spec::Nested) -> Result<Choice, Error> {
-        choose_engine(nested, &self.host).map_err(Error::Preflight)
+    pub fn choose(&self, nested: nestd_vcpu::spec::Nested, scheduler: Scheduler) -> Result<Choice, Error> {
+        choose_engine(nested, scheduler, &self.host).map_err(Error::Preflight)
     }
 
     /// Creates a VM. Blocks; call it on a thread that may, within a tokio runtime.
     pub fn create(&self, new: NewVm) -> Result<Arc<Hosted>, Error> {
         let NewVm { mut config, clock } = new;
-        let choice = self.choose(config.nested)?;
+        let choice = self.choose(config.nested, config.scheduler)?;
         config.clock = clock.unwrap_or(match (choice.engine, config.scheduler) {
             (EngineKind::Kvm, Scheduler::Parallel) => Clock::Realtime,
             (EngineKind::Emulated, _) | (_, Scheduler::Deterministic { .. }) => Clock::Virtual,

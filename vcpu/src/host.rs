@@ -3,7 +3,7 @@
 use kvm_ioctls::{Cap, Kvm};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{MAX_CPUS, MAX_MEMORY_BYTES, Nested};
+use crate::spec::{MAX_CPUS, MAX_MEMORY_BYTES, Nested, Scheduler};
 
 /// The KVM this host has (kvm-hosts.md, "Detecting").
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,11 +58,6 @@ pub enum PreflightError {
     NoKvm { reason: String },
     #[error("nested = kernel needs a kvm_intel host with nested=1: {reason}; nested = emulated runs on this host")]
     NoKernelNesting { reason: String },
-    #[error(
-        "nested = kernel is not supported yet: KVM nests VMX on this host, but nestd does not read its nested state; \
-         nested = emulated runs on this host"
-    )]
-    KernelNestingUnsupported,
 }
 
 impl PreflightError {
@@ -98,17 +93,19 @@ pub fn preflight() -> HostReport {
         const VMX: u32 = 1 << 5;
         cpuid.as_slice().iter().any(|e| e.function == 1 && e.ecx & VMX != 0)
     });
-    let kernel_nesting_reason = match (&kind, guest_vmx) {
-        (_, true) => "KVM offers VMX to guests".into(),
-        (KvmKind::Intel, false) => "kvm_intel is loaded with nested=0".into(),
-        (KvmKind::Amd, false) => "the host CPU is AMD: KVM nests SVM, not VMX".into(),
-        (_, false) => "the host CPU has neither VMX nor SVM (kvm_pvm)".into(),
+    let nested_state = kvm.check_extension(Cap::NestedState);
+    let (kernel_nesting, why) = match &kind {
+        KvmKind::Intel if !guest_vmx => (false, "kvm_intel is loaded with nested=0"),
+        KvmKind::Intel if !nested_state => (false, "this KVM lacks KVM_CAP_NESTED_STATE"),
+        KvmKind::Intel => (true, "kvm_intel offers VMX to guests"),
+        KvmKind::Amd => (false, "the host CPU is AMD: KVM nests SVM, not VMX"),
+        _ => (false, "the host CPU has neither VMX nor SVM (kvm_pvm)"),
     };
-    HostReport { kvm: kind, kernel_nesting: guest_vmx, kernel_nesting_reason, cpus, limits }
+    HostReport { kvm: kind, kernel_nesting, kernel_nesting_reason: why.into(), cpus, limits }
 }
 
 /// Decides which engine runs a VM. The rule's one home.
-pub fn choose_engine(nested: Nested, host: &HostReport) -> Result<Choice, PreflightError> {
+pub fn choose_engine(nested: Nested, scheduler: Scheduler, host: &HostReport) -> Result<Choice, PreflightError> {
     let emulated = |reason: String| Choice { engine: EngineKind::Emulated, nested: Nested::Emulated, reason };
     let kvm = |nested, reason: String| Choice { engine: EngineKind::Kvm, nested, reason };
     match nested {
@@ -116,12 +113,15 @@ pub fn choose_engine(nested: Nested, host: &HostReport) -> Result<Choice, Prefli
             KvmKind::Absent { reason } => Err(PreflightError::NoKvm { reason: reason.clone() }),
             _ => Ok(kvm(Nested::None, "nested = none: the host's KVM runs it".into())),
         },
-        Nested::Kernel if host.kernel_nesting => Err(PreflightError::KernelNestingUnsupported),
+        Nested::Kernel if host.kernel_nesting => {
+            Ok(kvm(Nested::Kernel, format!("nested = kernel: {}", host.kernel_nesting_reason)))
+        }
         Nested::Kernel => Err(PreflightError::NoKernelNesting { reason: host.kernel_nesting_reason.clone() }),
         Nested::Emulated => Ok(emulated("nested = emulated".into())),
-        Nested::Auto if host.kernel_nesting => {
-            Ok(emulated("auto: KVM nests VMX, which nestd does not support yet".into()))
+        Nested::Auto if matches!(scheduler, Scheduler::Deterministic { .. }) => {
+            Ok(emulated("auto: the deterministic scheduler needs the emulated processor".into()))
         }
+        Nested::Auto if host.kernel_nesting => Ok(kvm(Nested::Kernel, format!("auto: {}", host.kernel_nesting_reason))),
         Nested::Auto => Ok(emulated(format!("auto: no nesting in the kernel ({})", host.kernel_nesting_reason))),
     }
 }
@@ -175,10 +175,13 @@ mod tests {
         let absent = host(KvmKind::Absent { reason: "gone".into() }, false);
         let pvm = host(KvmKind::Pvm, false);
         let nests = host(KvmKind::Intel, true);
-        let engine = |n, h: &HostReport| choose_engine(n, h).map(|c| (c.engine, c.nested));
+        let engine = |n, h: &HostReport| choose_engine(n, Scheduler::Parallel, h).map(|c| (c.engine, c.nested));
         assert_eq!(engine(Nested::Auto, &absent), Ok((EngineKind::Emulated, Nested::Emulated)));
-        assert_eq!(engine(Nested::Auto, &nests), Ok((EngineKind::Emulated, Nested::Emulated)));
-        assert_eq!(engine(Nested::Kernel, &nests), Err(PreflightError::KernelNestingUnsupported));
+        assert_eq!(engine(Nested::Auto, &pvm), Ok((EngineKind::Emulated, Nested::Emulated)));
+        assert_eq!(engine(Nested::Auto, &nests), Ok((EngineKind::Kvm, Nested::Kernel)));
+        assert_eq!(engine(Nested::Kernel, &nests), Ok((EngineKind::Kvm, Nested::Kernel)));
+        let replayed = choose_engine(Nested::Auto, Scheduler::Deterministic { seed: 1 }, &nests);
+        assert_eq!(replayed.map(|c| c.nested), Ok(Nested::Emulated));
         assert_eq!(engine(Nested::None, &pvm), Ok((EngineKind::Kvm, Nested::None)));
         assert_eq!(engine(Nested::None, &absent), Err(PreflightError::NoKvm { reason: "gone".into() }));
         let refused = engine(Nested::Kernel, &pvm).unwrap_err();

@@ -14,7 +14,7 @@ use crate::engine::{
 };
 use crate::event::{EventRecord, Events, VmChange};
 use crate::host::{Choice, EngineKind, HostReport, PreflightError, choose_engine, preflight};
-use crate::spec::{SpecError, VmSpec, check_pin};
+use crate::spec::{Nested, SpecError, VmSpec, check_pin};
 use crate::thread::{
     Changes, Inspection, Placement, Run, Shared, ThreadState, VcpuReport, VcpuShared, Wake, lock, pin, spawn,
     thread_cpu_ns,
@@ -124,10 +124,10 @@ pub struct Vm {
 impl Vm {
     pub fn create(spec: VmSpec, options: VmOptions) -> Result<Arc<Self>, VmError> {
         let host = options.host.unwrap_or_else(preflight);
-        let choice = choose_engine(spec.nested, &host)?;
-        let engine = choice.engine;
+        let choice = choose_engine(spec.nested, spec.scheduler, &host)?;
+        let (engine, nested) = (choice.engine, choice.nested);
         Self::with_engine(spec, choice, host.cpus, |spec, context| match engine {
-            EngineKind::Kvm => crate::kvm::build(spec, context),
+            EngineKind::Kvm => crate::kvm::build(spec, nested == Nested::Kernel, context),
             EngineKind::Emulated => emulated::build(spec, context),
         })
     }

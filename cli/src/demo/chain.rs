@@ -32,7 +32,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    fn new(step: usize, what: impl Into<String>) -> Self {
+    pub fn new(step: usize, what: impl Into<String>) -> Self {
         Self { step, what: what.into(), rule: None }
     }
 }

@@ -1,7 +1,10 @@
 //! HostService.
 
 use nestd_proto::v1::{self, host_service_server::HostService};
-use nestd_vcpu::{host::KvmKind, spec::Nested};
+use nestd_vcpu::{
+    host::KvmKind,
+    spec::{Nested, Scheduler},
+};
 use tonic::{Request, Response, Status};
 
 use super::{Api, convert};
@@ -18,7 +21,7 @@ impl HostService for Api {
             KvmKind::Pvm => (v1::KvmKind::Pvm, String::new()),
         };
         let engines = [Nested::None, Nested::Kernel, Nested::Emulated, Nested::Auto].map(|nested| {
-            let choice = self.registry.choose(nested);
+            let choice = self.registry.choose(nested, Scheduler::Parallel);
             v1::EngineChoice {
                 nested: convert::nested(nested) as i32,
                 possible: choice.is_ok(),

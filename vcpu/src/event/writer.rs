@@ -79,7 +79,8 @@ impl EventWriter {
 
 impl EventWriter {
     /// KVM's mp_state was seen to differ from what it was. Nothing is recorded where it does not.
-    pub fn record_mp_state(&mut self, time_ns: u64, cause: u64, to: At) {
+    /// Who changed it KVM does not say; that the vCPU is in VMX non-root operation (`mode`) tells L2's from L1's.
+    pub fn record_mp_state(&mut self, time_ns: u64, cause: u64, mode: VmxMode, to: At) {
         let from = std::mem::replace(&mut self.at, to).mp_state;
         self.log.set_last_at(self.vcpu, to);
         if from == to.mp_state {
@@ -92,7 +93,7 @@ impl EventWriter {
             vcpu: self.vcpu,
             local_seq: 0,
             time_ns,
-            level: Level::L0,
+            level: if mode == VmxMode::NonRoot { Level::L2 } else { Level::L0 },
             what: What::MpState { from, to: to.mp_state },
             cause,
             mp_state: to.mp_state,

@@ -9,8 +9,15 @@ const LEAF1_ECX_HYPERVISOR: u32 = 1 << 31;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_SVM: u32 = 1 << 2;
 
-/// `supported` for the vCPU with `apic_id` in a VM of `cpus` (one package, one thread a core), without nesting.
-pub(super) fn for_vcpu(supported: &CpuId, apic_id: u32, cpus: u32, tsc_deadline: bool) -> Vec<kvm_cpuid_entry2> {
+/// `supported` for the vCPU with `apic_id` in a VM of `cpus` (one package, one thread a core). With `vmx`, the guest
+/// sees VMX if KVM has it for guests: the IA32_VMX_* MSRs are then those that KVM gives a new vCPU.
+pub(super) fn for_vcpu(
+    supported: &CpuId,
+    apic_id: u32,
+    cpus: u32,
+    tsc_deadline: bool,
+    vmx: bool,
+) -> Vec<kvm_cpuid_entry2> {
     // The x2APIC ID's bits below the package (SDM 2A, CPUID leaf 0BH).
     let core_bits = cpus.next_power_of_two().trailing_zeros();
     let mut entries: Vec<_> = supported
@@ -25,7 +32,10 @@ pub(super) fn for_vcpu(supported: &CpuId, apic_id: u32, cpus: u32, tsc_deadline:
             0 => e.eax = e.eax.max(0xb),
             1 => {
                 e.ebx = e.ebx & 0xffff | cpus.min(0xff) << 16 | apic_id << 24;
-                e.ecx &= !(LEAF1_ECX_VMX | LEAF1_ECX_TSC_DEADLINE);
+                e.ecx &= !LEAF1_ECX_TSC_DEADLINE;
+                if !vmx {
+                    e.ecx &= !LEAF1_ECX_VMX;
+                }
                 e.ecx |= LEAF1_ECX_X2APIC | LEAF1_ECX_HYPERVISOR;
                 if tsc_deadline {
                     e.ecx |= LEAF1_ECX_TSC_DEADLINE;
@@ -79,7 +89,7 @@ mod tests {
 
     #[test]
     fn each_vcpu_sees_its_apic_id_and_the_vms_topology() {
-        let entries = for_vcpu(&host(), 2, 3, false);
+        let entries = for_vcpu(&host(), 2, 3, false, false);
         assert_eq!(leaf(&entries, 1, 0).ebx, 0x0203_0800);
         assert_eq!(leaf(&entries, 0xb, 0).edx, 2);
         let core = leaf(&entries, 0xb, 1);
@@ -89,10 +99,17 @@ mod tests {
 
     #[test]
     fn a_guest_without_nesting_sees_neither_vmx_nor_svm() {
-        let entries = for_vcpu(&host(), 0, 1, true);
+        let entries = for_vcpu(&host(), 0, 1, true, false);
         assert_eq!(leaf(&entries, 1, 0).ecx & LEAF1_ECX_VMX, 0);
         assert_eq!(leaf(&entries, 0x8000_0001, 0).ecx & EXT1_ECX_SVM, 0);
         assert!(!entries.iter().any(|e| e.function == 0x8000_000a));
         assert_ne!(leaf(&entries, 1, 0).ecx & LEAF1_ECX_TSC_DEADLINE, 0);
+    }
+
+    #[test]
+    fn a_guest_with_nesting_sees_vmx_and_no_svm() {
+        let entries = for_vcpu(&host(), 0, 1, true, true);
+        assert_ne!(leaf(&entries, 1, 0).ecx & LEAF1_ECX_VMX, 0);
+        assert_eq!(leaf(&entries, 0x8000_0001, 0).ecx & EXT1_ECX_SVM, 0);
     }
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use nested_vmx::event::{ActivityState, Detail, Fate, MpState, Rule, VmxMode};
+use nested_vmx::event::{ActivityState, Detail, Fate, MpState, Rule};
 use nested_vmx::mem::Ram;
 
 use super::failure::{KvmError, KvmFailure};
@@ -27,13 +27,13 @@ use crate::vm::GuestExit;
 const SERIAL_FIRST: u16 = 0x3f8;
 const SERIAL_LAST: u16 = 0x3ff;
 
-/// Builds a VM without nesting.
-pub(crate) fn build(spec: &VmSpec, context: EngineContext) -> Result<Built, EngineError> {
+/// Builds a VM; with `vmx`, one whose VMX the kernel runs.
+pub(crate) fn build(spec: &VmSpec, vmx: bool, context: EngineContext) -> Result<Built, EngineError> {
     let ram = Ram::new(spec.memory_bytes).map_err(host("allocating guest memory"))?;
     let ram = Arc::new(ram);
     let bsp = boot::load(&spec.boot, &ram)?;
     let counters = context.ports.iter().map(|port| port.counters.clone()).collect();
-    let Created { vm, vcpus, kickers } = KvmVm::create(ram, bsp.as_ref(), counters).map_err(kvm_error)?;
+    let Created { vm, vcpus, kickers } = KvmVm::create(ram, bsp.as_ref(), vmx, counters).map_err(kvm_error)?;
     let epoch_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let config = MachineConfig { cpus: spec.cpus, memory_bytes: spec.memory_bytes, testdev: spec.testdev, epoch_s };
     let board = Arc::new(Board {
@@ -254,7 +254,7 @@ impl Processor {
 
     fn triple_fault(&mut self) -> RunOutcome {
         let at_fault = self.state();
-        self.events.record(self.board.now_ns(), 0, VmxMode::Off, Detail::TripleFault);
+        self.events.record(self.board.now_ns(), 0, at_fault.vmx_mode, Detail::TripleFault);
         const CR0_PE: u64 = 1 << 0;
         const EFER_LMA: u64 = 1 << 10;
         let protected_mode = at_fault.cr0 & CR0_PE != 0 && at_fault.efer & EFER_LMA == 0;
@@ -321,10 +321,13 @@ impl Vcpu for Processor {
                 let time_ns = self.board.now_ns();
                 let cause = self.causes.of(self.state.mp_state, seen.mp_state);
                 let at = At { mp_state: seen.mp_state, activity: seen.activity };
-                self.events.record_mp_state(time_ns, cause, at);
+                self.events.record_mp_state(time_ns, cause, seen.vmx.mode, at);
                 self.state = VcpuState {
                     mp_state: seen.mp_state,
                     activity: seen.activity,
+                    vmx_mode: seen.vmx.mode,
+                    vmxon_gpa: seen.vmx.vmxon_gpa,
+                    current_vmcs_gpa: seen.vmx.current_vmcs_gpa,
                     init_latched: seen.init_latched,
                     rip: seen.rip,
                     cr0: seen.cr0,
@@ -350,7 +353,15 @@ impl Vcpu for Processor {
     }
 
     fn nested(&mut self) -> NestedReport {
-        // Without nesting there is no VMX operation.
-        NestedReport::default()
+        let revision_id = match self.vcpu.vmcs_revision_id() {
+            Ok(id) => id,
+            Err(failure) => {
+                self.failure = Some(failure);
+                0
+            }
+        };
+        let VcpuState { vmx_mode: mode, vmxon_gpa, current_vmcs_gpa, .. } = self.state;
+        // No fields: KVM keeps the VMCS12 in a layout of its own.
+        NestedReport { mode, vmxon_gpa, current_vmcs_gpa, revision_id, fields: Vec::new() }
     }
 }

@@ -1,4 +1,4 @@
-//! The KVM engine: VMs without nesting on the host's KVM, with its in-kernel local APIC.
+//! The KVM engine: VMs on the host's KVM, with its in-kernel local APIC, and with its nested VMX where it has one.
 //!
 //! A [`KvmVcpu`] belongs to one thread, which alone does ioctls on it: from another thread most of them wait until
 //! the vCPU leaves `KVM_RUN`, and some change what they read. Other threads have a [`Kicker`] and [`KvmVm::send`],
@@ -10,6 +10,7 @@ mod cpuid;
 mod engine;
 mod failure;
 mod kick;
+mod nested;
 mod reset;
 mod vcpu;
 mod vm;
@@ -17,6 +18,7 @@ mod vm;
 pub(crate) use engine::build;
 pub use failure::{InstructionBytes, KvmError, KvmFailure};
 pub use kick::{Adopted, Kicker};
+pub use nested::VmxState;
 pub use vcpu::{Devices, KvmVcpu, Observed, RunOutcome};
 pub use vm::{Created, Delivery, KvmVm, MAX_CPUS, Message};
 

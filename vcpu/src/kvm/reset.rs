@@ -7,11 +7,14 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuFd};
 
 use super::failure::{KvmError, ioctl};
+use super::nested;
 
 /// Writing the TSC would take the vCPUs of a VM apart; RESET need not clear it for a guest to boot.
 pub(super) const IA32_TSC: u32 = 0x10;
 
 pub(super) struct ResetState {
+    /// The guest may be in VMX operation.
+    vmx: bool,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
@@ -25,8 +28,9 @@ pub(super) struct ResetState {
 
 impl ResetState {
     /// Reads it from a vCPU that has never run, with its boot state loaded.
-    pub(super) fn capture(kvm: &Kvm, vcpu: &VcpuFd) -> Result<Self, KvmError> {
+    pub(super) fn capture(kvm: &Kvm, vcpu: &VcpuFd, vmx: bool) -> Result<Self, KvmError> {
         Ok(Self {
+            vmx,
             mp_state: vcpu.get_mp_state().map_err(ioctl("KVM_GET_MP_STATE"))?,
             regs: vcpu.get_regs().map_err(ioctl("KVM_GET_REGS"))?,
             sregs: vcpu.get_sregs().map_err(ioctl("KVM_GET_SREGS"))?,
@@ -42,6 +46,10 @@ impl ResetState {
 
     /// Puts it back. The vCPU must be outside `KVM_RUN`, with no access open.
     pub(super) fn restore(&self, vcpu: &VcpuFd) -> Result<(), KvmError> {
+        if self.vmx {
+            // First: in VMX operation CR4.VMXE cannot be cleared, and the registers are L2's.
+            nested::leave(vcpu).map_err(ioctl("KVM_SET_NESTED_STATE"))?;
+        }
         vcpu.set_mp_state(self.mp_state).map_err(ioctl("KVM_SET_MP_STATE"))?;
         vcpu.set_regs(&self.regs).map_err(ioctl("KVM_SET_REGS"))?;
         vcpu.set_sregs(&self.sregs).map_err(ioctl("KVM_SET_SREGS"))?;

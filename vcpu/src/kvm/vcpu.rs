@@ -14,11 +14,14 @@ use nested_vmx::event::{ActivityState, MpState};
 use super::boot;
 use super::failure::{InstructionBytes, KvmFailure};
 use super::kick::{Adopted, Kicker};
+use super::nested::{self, VmxState};
 use super::reset::IA32_TSC;
 use super::vm::KvmVm;
 use crate::counters::VcpuCounters;
 use crate::engine::Registers;
 use crate::machine::Outcome;
+
+const IA32_VMX_BASIC: u32 = 0x480;
 
 /// How long a vCPU that KVM sends back with EAGAIN for nothing waits before it asks again.
 const EAGAIN_PAUSE: Duration = Duration::from_millis(1);
@@ -53,6 +56,7 @@ pub struct Observed {
     /// An INIT is pending that KVM has not accepted (VMX root on a host that nests).
     pub init_latched: bool,
     pub nmi_pending: bool,
+    pub vmx: VmxState,
     pub rip: u64,
     pub rflags: u64,
     pub cr0: u64,
@@ -66,6 +70,8 @@ pub struct Observed {
 pub struct KvmVcpu {
     index: u32,
     fd: VcpuFd,
+    /// The guest has VMX.
+    vmx: bool,
     kicker: Arc<Kicker>,
     counters: Arc<VcpuCounters>,
     /// `KVM_RUN` left an access open that only the next one completes. State is not to be read before.
@@ -87,6 +93,7 @@ impl KvmVcpu {
     pub(super) fn new(
         index: u32,
         fd: VcpuFd,
+        vmx: bool,
         kicker: Arc<Kicker>,
         counters: Arc<VcpuCounters>,
         vm: Arc<KvmVm>,
@@ -94,6 +101,7 @@ impl KvmVcpu {
         Self {
             index,
             fd,
+            vmx,
             kicker,
             counters,
             completion_open: false,
@@ -292,6 +300,10 @@ impl KvmVcpu {
         // First of all: it may change what the others say.
         let mp = self.fd.get_mp_state().map_err(failure("KVM_GET_MP_STATE"))?;
         let events = self.fd.get_vcpu_events().map_err(failure("KVM_GET_VCPU_EVENTS"))?;
+        let vmx = match self.vmx {
+            true => nested::read(&self.fd).map_err(failure("KVM_GET_NESTED_STATE"))?,
+            false => VmxState::default(),
+        };
         let regs = self.fd.get_regs().map_err(failure("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(failure("KVM_GET_SREGS"))?;
         let mp_state = mp_state(mp.mp_state);
@@ -301,18 +313,27 @@ impl KvmVcpu {
             activity: activity(mp_state, self.shutdown),
             init_latched: events.smi.latched_init != 0,
             nmi_pending: events.nmi.pending != 0,
+            vmx,
             rip: regs.rip,
             rflags: regs.rflags,
             cr0: sregs.cr0,
             cr3: sregs.cr3,
             cr4: sregs.cr4,
             efer: sregs.efer,
-            tsc: self.read_tsc()?,
+            tsc: self.read_msr(IA32_TSC)?,
         })
     }
 
-    fn read_tsc(&self) -> Result<u64, KvmFailure> {
-        let entry = kvm_msr_entry { index: IA32_TSC, ..Default::default() };
+    /// The VMCS revision identifier: bits 30:0 of IA32_VMX_BASIC (SDM 3, "Basic VMX Information"); 0 without VMX.
+    pub fn vmcs_revision_id(&self) -> Result<u32, KvmFailure> {
+        match self.vmx {
+            true => Ok(self.read_msr(IA32_VMX_BASIC)? as u32 & 0x7fff_ffff),
+            false => Ok(0),
+        }
+    }
+
+    fn read_msr(&self, index: u32) -> Result<u64, KvmFailure> {
+        let entry = kvm_msr_entry { index, ..Default::default() };
         let Ok(mut msrs) = Msrs::from_entries(&[entry]) else { return Ok(0) };
         match self.fd.get_msrs(&mut msrs) {
             Ok(_) => Ok(msrs.as_slice().first().map_or(0, |m| m.data)),

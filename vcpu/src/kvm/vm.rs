@@ -78,11 +78,12 @@ pub struct Created {
 }
 
 impl KvmVm {
-    /// A VM without nesting, with a vCPU for each of `counters`. The BSP (vCPU 0) is as `bsp` says, or at its reset
-    /// vector; the APs are UNINITIALIZED.
+    /// A VM with a vCPU for each of `counters`. The BSP (vCPU 0) is as `bsp` says, or at its reset vector; the APs are
+    /// UNINITIALIZED. With `vmx` the guest has VMX, run by KVM.
     pub fn create(
         ram: Arc<Ram>,
         bsp: Option<&BootState>,
+        vmx: bool,
         counters: Vec<Arc<VcpuCounters>>,
     ) -> Result<Created, KvmError> {
         let cpus = u32::try_from(counters.len()).unwrap_or(u32::MAX);
@@ -119,7 +120,7 @@ impl KvmVm {
         let mut kickers = Vec::new();
         for apic_id in 0..cpus {
             let fd = vm.create_vcpu(u64::from(apic_id)).map_err(ioctl("KVM_CREATE_VCPU"))?;
-            let entries = cpuid::for_vcpu(&supported, apic_id, cpus, tsc_deadline);
+            let entries = cpuid::for_vcpu(&supported, apic_id, cpus, tsc_deadline, vmx);
             let entries = CpuId::from_entries(&entries).map_err(|_| KvmError::Ioctl {
                 what: "KVM_SET_CPUID2",
                 source: std::io::Error::from_raw_os_error(libc::E2BIG),
@@ -140,11 +141,11 @@ impl KvmVm {
         }
         let resets = fds
             .iter()
-            .map(|fd| Ok((second_descriptor(&vm, fd)?, ResetState::capture(&kvm, fd)?)))
+            .map(|fd| Ok((second_descriptor(&vm, fd)?, ResetState::capture(&kvm, fd, vmx)?)))
             .collect::<Result<Vec<_>, KvmError>>()?;
         let vm = Arc::new(Self { resets, vm, cpus, chips, ram });
         let vcpus = (0..).zip(fds).zip(kickers.iter().zip(counters)).map(|((index, fd), (kicker, counters))| {
-            KvmVcpu::new(index, fd, Arc::clone(kicker), counters, Arc::clone(&vm))
+            KvmVcpu::new(index, fd, vmx, Arc::clone(kicker), counters, Arc::clone(&vm))
         });
         let vcpus = vcpus.collect();
         Ok(Created { vm, vcpus, kickers })

@@ -145,7 +145,7 @@ fn too_many_vcpus_are_refused_with_the_limit() {
     let ram = std::sync::Arc::new(nested_vmx::mem::Ram::new(1 << 20).expect("RAM"));
     for cpus in [0, MAX_CPUS + 1] {
         let counters = (0..cpus).map(|_| std::sync::Arc::default()).collect();
-        match KvmVm::create(std::sync::Arc::clone(&ram), None, counters) {
+        match KvmVm::create(std::sync::Arc::clone(&ram), None, false, counters) {
             Err(KvmError::TooManyVcpus { asked, limit }) => assert!(asked == cpus && limit <= MAX_CPUS),
             _ => panic!("{cpus} vCPUs accepted"),
         }

@@ -4,6 +4,7 @@ mod guest;
 mod lifecycle;
 mod machine;
 mod modes;
+mod nested;
 mod rig;
 mod signals;
 
@@ -15,6 +16,8 @@ use nestd_vcpu::host::{KvmKind, preflight};
 pub enum On {
     Any,
     Pvm,
+    /// kvm_intel with nested=1.
+    Nesting,
 }
 
 pub struct Case {
@@ -36,17 +39,21 @@ macro_rules! cases {
 
 fn main() {
     let arguments = Arguments::from_args();
-    let host = preflight().kvm;
+    let report = preflight();
+    let host = report.kvm;
     if let KvmKind::Absent { reason } = &host {
         eprintln!("skipped: no /dev/kvm ({reason})");
     }
-    let trials = [modes::CASES, signals::CASES, lifecycle::CASES, machine::CASES]
+    let trials = [modes::CASES, signals::CASES, lifecycle::CASES, machine::CASES, nested::CASES]
         .into_iter()
         .flatten()
         .map(|case| {
             let skip = match &host {
                 KvmKind::Absent { .. } => Some("skipped: no /dev/kvm".to_owned()),
                 kind if case.on == On::Pvm && *kind != KvmKind::Pvm => Some("skipped: not kvm_pvm".to_owned()),
+                _ if case.on == On::Nesting && !report.kernel_nesting => {
+                    Some(format!("skipped: no nesting in the kernel ({})", report.kernel_nesting_reason))
+                }
                 _ => None,
             };
             let run = case.run;

@@ -118,7 +118,8 @@ impl Rig {
         place(&ram);
         let bsp = BootState::real_mode(0, BSP_GPA as u16);
         let counters = (0..cpus).map(|_| Arc::default()).collect();
-        let Created { vm, vcpus, kickers } = KvmVm::create(Arc::clone(&ram), Some(&bsp), counters).expect("a VM");
+        let Created { vm, vcpus, kickers } =
+            KvmVm::create(Arc::clone(&ram), Some(&bsp), false, counters).expect("a VM");
         let board = Arc::new(Board::default());
         let mut rig = Self { vm, ram, board, kickers, commands: vec![], threads: vec![], cpu_ns: vec![] };
         for vcpu in vcpus {
