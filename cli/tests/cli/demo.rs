@@ -51,11 +51,31 @@ fn a_mutant_l1_fails_the_demo_at_the_step_that_it_breaks() {
     }
 }
 
-#[test]
-fn kernel_nesting_that_the_host_lacks_is_refused_with_emulated_offered() {
+fn host_nests() -> bool {
     let host = json(&ok(nestctl(&["host", "--output", "json"])));
     let kernel = host["engines"].as_array().unwrap().iter().find(|e| e["nested"] == "NESTED_KERNEL").unwrap();
-    if kernel["possible"] == true {
+    kernel["possible"] == true
+}
+
+#[test]
+fn the_demo_under_kvm_tells_the_steps_that_kvm_shows_and_finds_the_mutants() {
+    if !host_nests() {
+        println!("skipped: no nesting in this host's kernel");
+        return;
+    }
+    let output = ok(nestctl(&["demo", "--nested", "kernel"]));
+    assert_eq!(output.matches("Every step that KVM shows was seen").count(), 2, "{output}");
+    for (mutant, step) in [(L1::StaysActive, "step 4 is missing"), (L1::IgnoresSipi, "step 8 is missing")] {
+        let l1 = File::new(nestd_guests::l1(mutant));
+        let output = nestctl(&["demo", "--nested", "kernel", "--apic", "xapic", "--l1", l1.text()]);
+        assert_eq!(output.status.code(), Some(1), "{mutant:?}: {}", stdout(&output));
+        assert!(stderr(&output).contains(step), "{mutant:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn kernel_nesting_that_the_host_lacks_is_refused_with_emulated_offered() {
+    if host_nests() {
         println!("skipped: this host nests");
         return;
     }

@@ -310,7 +310,7 @@ pub fn event(vm: &str, record: &EventRecord) -> v1::Event {
             (kind, processor_detail(detail))
         }
         What::MpState { from, to } => {
-            let change = state_change(from, to, record.activity, record.activity);
+            let change = state_change(from, to, nestd_vcpu::kvm::activity(from, false), record.activity);
             (v1::EventKind::MpState, Proto::StateChange(change))
         }
         What::Injected { id, injection } => {

@@ -19,7 +19,7 @@ pub(crate) use engine::build;
 pub use failure::{InstructionBytes, KvmError, KvmFailure};
 pub use kick::{Adopted, Kicker};
 pub use nested::VmxState;
-pub use vcpu::{Devices, KvmVcpu, Observed, RunOutcome};
+pub use vcpu::{Devices, KvmVcpu, Observed, RunOutcome, activity};
 pub use vm::{Created, Delivery, KvmVm, MAX_CPUS, Message};
 
 /// Opens /dev/kvm.

@@ -437,7 +437,7 @@ pub(super) fn mp_state(raw: u32) -> MpState {
 }
 
 /// semantics.md section 4, read backwards.
-pub(super) fn activity(mp_state: MpState, shutdown: bool) -> ActivityState {
+pub fn activity(mp_state: MpState, shutdown: bool) -> ActivityState {
     match mp_state {
         _ if shutdown => ActivityState::Shutdown,
         MpState::Runnable => ActivityState::Active,

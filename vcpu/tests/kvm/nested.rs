@@ -19,7 +19,8 @@ crate::cases![
     the_vmx_side_of_a_vcpu_under_kvm_is_published_and_reset on Nesting,
 ];
 
-const UP: &str = "L1: both processors in VMX operation";
+/// The first processor has nothing more to say: what L1 says on the second one is not mixed with it.
+const BUSY: &str = "bench: alu begins";
 const EXIT_3: &str = "L1: cpu 1: exit 3 (INIT signal), resuming in wait-for-SIPI";
 const EXIT_4: &str = "L1: cpu 1: exit 4 (SIPI), vector 0x10, starting at 0x10000";
 
@@ -96,7 +97,7 @@ fn the_vmx_side_of_a_vcpu_under_kvm_is_published_and_reset() {
     let vm = started(Nested::Kernel, L1::Demo, nestd_guests::bench(), "loop=alu n=1000000000000");
     let parked = |s: &VcpuState| s.vmx_mode == VmxMode::NonRoot && s.mp_state == MpState::Halted;
     let waits = |s: &VcpuState| s.vmx_mode == VmxMode::NonRoot && s.mp_state == MpState::InitReceived;
-    wait_lines(&vm, UP, 1);
+    wait_lines(&vm, BUSY, 1);
     let in_l2 = read_until(&vm, 1, "the second processor in L2", parked);
     assert!(in_l2.vmxon_gpa.is_some() && in_l2.current_vmcs_gpa.is_some(), "{in_l2:?}");
     let report = vm.nested_state(1).expect("a report");
@@ -117,7 +118,7 @@ fn the_vmx_side_of_a_vcpu_under_kvm_is_published_and_reset() {
     );
 
     vm.reset().expect("reset");
-    wait_lines(&vm, UP, 2);
+    wait_lines(&vm, BUSY, 2);
     read_until(&vm, 1, "the second processor in L2 after the reset", parked);
 
     vm.inject(1, Injection::Init).expect("sent");
