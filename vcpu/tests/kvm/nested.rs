@@ -20,7 +20,7 @@ crate::cases![
 ];
 
 /// The first processor has nothing more to say: what L1 says on the second one is not mixed with it.
-const BUSY: &str = "bench: alu begins";
+const BUSY: &str = "bench: alu begins\n";
 const EXIT_3: &str = "L1: cpu 1: exit 3 (INIT signal), resuming in wait-for-SIPI";
 const EXIT_4: &str = "L1: cpu 1: exit 4 (SIPI), vector 0x10, starting at 0x10000";
 
