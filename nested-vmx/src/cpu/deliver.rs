@@ -153,6 +153,7 @@ impl Cpu {
     }
 
     fn deliver_once(&mut self, event: &Vectored) -> Result<(), Stop> {
+        let held_back = self.pending_debug;
         if !self.cr0.pe() {
             self.deliver_real(event)?;
         } else if self.long_mode() {
@@ -165,6 +166,10 @@ impl Cpu {
         }
         self.shadow = 0;
         self.new_shadow = 0;
+        // The handler runs with TF clear: a single-step trap that MOV SS held back until here is lost. Breakpoints are
+        // lost too, but wait for the handler of INT n, INT3 and INTO (as SDM 3 has it for the injection of these, "Pending
+        // Debug Exceptions after VM Entry").
+        self.pending_debug &= !if event.by_program() { dr::DR6_BS } else { held_back };
         self.mode_changed();
         Ok(())
     }

@@ -226,6 +226,20 @@ fn an_interrupt_waits_for_sti_and_one_more_instruction() {
 }
 
 #[test]
+fn an_nmi_does_not_come_between_sti_and_the_next_instruction() {
+    let mut rig = long_at(0);
+    rig.code(|a| {
+        a.sti()?;
+        a.nop()?;
+        a.nop()
+    });
+    rig.run(1);
+    rig.mailbox.post_nmi(1);
+    rig.run(2);
+    assert_eq!((halted_in(&rig), stack(&rig)[0]), (2, CODE + 2));
+}
+
+#[test]
 fn an_nmi_blocks_the_next_one_until_iret() {
     let mut rig = long_at(0);
     rig.ram.write(HANDLERS + 32, &[0x90, 0x48, 0xcf]).unwrap(); // nop; iretq
@@ -273,4 +287,40 @@ fn blocking_by_sti_ends_with_the_syscall_behind_it() {
     });
     rig.run(2);
     assert_eq!((rig.cpu.regs.rip(), rig.cpu.shadow), (CODE + 0x100, 0));
+}
+
+#[test]
+fn a_return_to_user_code_makes_kernel_segments_null_and_keeps_the_bases_of_fs_and_gs() {
+    let mut rig = long_at(0);
+    for n in [reg::FS, reg::GS] {
+        rig.cpu.seg[usize::from(n)].base = 0x1234_5000;
+    }
+    for (i, v) in [CODE, 0x1b, 2, DATA, 0x23].into_iter().enumerate() {
+        rig.write_u64(STACK + 8 * i as u64, v);
+    }
+    rig.code(|a| a.iretq());
+    rig.run(1);
+    assert_eq!(rig.cpu.cpl, 3);
+    for n in [reg::FS, reg::GS] {
+        let s = rig.cpu.segment(n);
+        assert_eq!((s.selector, s.ar.usable(), s.base), (0, false, 0x1234_5000));
+    }
+}
+
+#[test]
+fn lldt_refuses_a_base_that_is_not_canonical() {
+    for (upper, vector) in [(0xffff_8000, None), (0xaaaa_aaaa, Some(13))] {
+        let mut rig = long_at(0);
+        rig.write_u64(GDT + 0x28, 0x8200_0000_00ff);
+        rig.write_u64(GDT + 0x30, upper);
+        rig.set_r(slot::RAX, 0x28).code(|a| {
+            a.lldt(ax)?;
+            a.hlt()
+        });
+        rig.run(5);
+        match vector {
+            Some(v) => assert_eq!((halted_in(&rig), stack(&rig)[0]), (v, 0x28)),
+            None => assert_eq!(rig.cpu.segment(reg::LDTR).base, upper << 32),
+        }
+    }
 }

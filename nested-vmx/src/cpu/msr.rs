@@ -16,7 +16,7 @@ const FIXED_MTRRS: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b,
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// IA32_MISC_ENABLE: fast strings; BTS and PEBS unavailable.
 const MISC_ENABLE: u64 = 1 << 0 | 1 << 11 | 1 << 12;
-const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 34;
+const MISC_ENABLE_WRITABLE: u64 = 1 << 0 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Msrs {

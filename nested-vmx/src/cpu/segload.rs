@@ -3,6 +3,7 @@
 use super::seg::{Segment, reg};
 use super::{Cpu, Stop};
 use crate::arch::descriptor::{Descriptor, Selector};
+use crate::arch::is_canonical;
 use crate::arch::segment::{AccessRights, system};
 
 /// A descriptor and where it lies.
@@ -170,8 +171,8 @@ impl Cpu {
             let s = *self.segment(n);
             let conforming = s.ar.is_code() && s.ar.is_conforming();
             if s.ar.usable() && !conforming && s.ar.dpl() < self.cpl {
-                // The base of FS and GS is what 64-bit code sees; it goes with the segment.
-                self.set_segment(n, Segment::null(0, 0));
+                // Only the selector and the segment's usability go: 64-bit code goes on with the base of FS and GS.
+                self.set_segment(n, Segment { selector: 0, ar: s.ar.with_unusable(true), ..s });
             }
         }
     }
@@ -194,6 +195,9 @@ impl Cpu {
         }
         if self.long_mode() {
             self.find_upper_half(selector, &mut f, fault)?;
+            if !is_canonical(f.descriptor.base64()) {
+                return Err(fault(error));
+            }
         }
         Ok(system_segment(selector, &f.descriptor))
     }

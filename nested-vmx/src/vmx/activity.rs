@@ -222,7 +222,8 @@ impl Cpu {
         }
         if let Some(cause) = self.vmx.nmi
             && !self.nmi_blocked
-            && !mov_ss
+            // STI may hold NMIs back as well (SDM 3, "Format of Interruptibility State"): `sti; hlt` stays together.
+            && self.shadow == 0
             && (may_deliver || non_root && controls.pin.nmi_exiting())
         {
             return self.take_nmi(cause);

@@ -5,6 +5,7 @@
 //! adds the interrupt controllers and the timer, which on KVM are the kernel's.
 
 mod cmos;
+mod fw_cfg;
 mod ioapic;
 mod pic;
 mod pit;
@@ -31,7 +32,7 @@ pub const LOW_RAM_END_GPA: u64 = 3 << 30;
 pub struct MachineConfig {
     pub cpus: u32,
     pub memory_bytes: u64,
-    /// Debug exit and interrupt-line test ports.
+    /// Debug exit, interrupt-line test ports, firmware configuration.
     pub testdev: bool,
     /// What the RTC shows at guest time 0, in seconds since 1970.
     pub epoch_s: u64,

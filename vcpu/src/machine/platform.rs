@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::cmos::Cmos;
+use super::fw_cfg::{self, FwCfg};
 use super::serial::{Com1, InvalidSerialState, SERIAL_PORT, SerialState};
 use super::{Lines, MachineConfig, Outcome};
 
@@ -38,6 +39,7 @@ pub struct Platform {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Registers {
     cmos: Cmos,
+    fw_cfg: FwCfg,
     reset_control: u8,
     system_control_a: u8,
     /// The keyboard controller waits for the byte of "write output port".
@@ -71,6 +73,7 @@ impl Platform {
     pub fn new(config: MachineConfig) -> Self {
         let registers = Registers {
             cmos: Cmos::new(&config),
+            fw_cfg: FwCfg::default(),
             reset_control: 0,
             system_control_a: A20,
             output_port_next: false,
@@ -91,7 +94,10 @@ impl Platform {
     pub(super) fn is_wide(port: u16) -> bool {
         matches!(
             port,
-            PCI_FIRST..=PCI_LAST | DEBUG_EXIT_FIRST..=DEBUG_EXIT_LAST | TEST_IRQ_FIRST..=TEST_IRQ_LAST
+            PCI_FIRST..=PCI_LAST
+                | DEBUG_EXIT_FIRST..=DEBUG_EXIT_LAST
+                | TEST_IRQ_FIRST..=TEST_IRQ_LAST
+                | fw_cfg::SELECTOR..=fw_cfg::DATA
         )
     }
 
@@ -101,6 +107,7 @@ impl Platform {
         }
         match port {
             RESET_CONTROL if size == 1 => self.registers.reset_control.into(),
+            fw_cfg::DATA if size == 1 && self.config.testdev => self.registers.fw_cfg.read(&self.config).into(),
             // No PCI.
             _ => u32::MAX >> (32 - 8 * u32::from(size.clamp(1, 4))),
         }
@@ -115,6 +122,7 @@ impl Platform {
             TEST_IRQ_FIRST..=TEST_IRQ_LAST if self.config.testdev => {
                 lines.set_irq((port - TEST_IRQ_FIRST) as u8, value != 0);
             }
+            fw_cfg::SELECTOR if size == 2 && self.config.testdev => self.registers.fw_cfg.select(value as u16),
             RESET_CONTROL if size == 1 => {
                 let value = value as u8;
                 let rising = value & !self.registers.reset_control & 4 != 0;

@@ -121,6 +121,20 @@ fn debug_exit_needs_the_testdev() {
 }
 
 #[test]
+fn firmware_configuration_tells_signature_memory_and_processors() {
+    let mut b = Bench::new();
+    let mut item = |key: u32| {
+        assert_eq!(b.devices.io_write(0x510, 2, key, 0, &mut Seen::default()), Outcome::Continue);
+        u64::from_le_bytes(std::array::from_fn(|_| b.inb(0x511)))
+    };
+    assert_eq!(item(0), u32::from_le_bytes(*b"QEMU").into());
+    assert_eq!((item(3), item(5), item(0x0f)), (5 << 30, 2, 2));
+    assert_eq!(item(0x4000), 0);
+    assert_eq!(item(5), 2, "selecting begins at the first byte");
+    assert_eq!(b.inb(0x511), 0);
+}
+
+#[test]
 fn cmos_shows_memory_and_the_time() {
     let mut b = Bench::new();
     let cmos = |b: &mut Bench, i: u8| {

@@ -130,7 +130,8 @@ fn access_dr(cpu: &mut Cpu, n: u8, gpr: u8, write: bool) -> Result<u8, Stop> {
     cpu.require_cpl0()?;
     cpu.intercept_mov_dr(n, !write, gpr)?;
     if cpu.dr7 & dr::DR7_GD != 0 {
-        cpu.pending_debug |= dr::DR6_BD;
+        // A fault: the single-step trap that a MOV SS before it held back is lost.
+        cpu.pending_debug = cpu.pending_debug & !dr::DR6_BS | dr::DR6_BD;
         return Err(Stop::fault(exception::DB));
     }
     Ok(n)

@@ -4,7 +4,7 @@ use super::{HANDLERS, KERNEL_DATA, halted, protected, put32};
 use crate::arch::cr::{dr, rflags};
 use crate::cpu::slot;
 use crate::event::ActivityState;
-use crate::testing::{CODE, DATA};
+use crate::testing::{CODE, DATA, Rig};
 use iced_x86::code_asm::*;
 
 #[test]
@@ -37,6 +37,49 @@ fn popf_that_sets_tf_traps_behind_the_next_instruction_and_mov_ss_delays_it() {
     rig.run(10);
     let (v, stack) = halted(&rig);
     assert_eq!((v, u64::from(stack[0])), (1, CODE + 5 + 1 + 2 + 1));
+}
+
+/// MOV SS with TF set, then what `f` has.
+fn stepped_behind_mov_ss(f: impl FnOnce(&mut CodeAssembler) -> Result<(), iced_x86::IcedError>) -> Rig {
+    let mut rig = protected(0);
+    rig.cpu.flags.set(rflags::TF, true);
+    rig.cpu.mode_changed();
+    put32(&rig, DATA, KERNEL_DATA.into());
+    rig.code(|a| {
+        a.mov(ss, word_ptr(DATA as u32))?;
+        f(a)
+    });
+    rig
+}
+
+#[test]
+fn a_single_step_trap_that_mov_ss_held_back_is_lost_when_an_event_is_delivered() {
+    const BEHIND_MOV_SS: u32 = CODE as u32 + 6;
+    let mut rig = stepped_behind_mov_ss(|a| a.int1());
+    rig.run(10);
+    let (v, stack) = halted(&rig);
+    assert_eq!((v, stack[0], rig.cpu.dr6), (1, BEHIND_MOV_SS + 1, dr::DR6_RESET));
+    let mut rig = stepped_behind_mov_ss(|a| a.int1());
+    rig.cpu.dr[0] = DATA;
+    rig.cpu.write_dr7(0x3_0002); // read or write, 1 byte, G0
+    rig.run(10);
+    assert_eq!(halted(&rig).1[0], BEHIND_MOV_SS + 1);
+
+    let mut rig = stepped_behind_mov_ss(|a| a.mov(eax, dr0));
+    rig.cpu.write_dr7(dr::DR7_GD);
+    rig.run(10);
+    let (v, stack) = halted(&rig);
+    assert_eq!((v, stack[0], rig.cpu.dr6), (1, BEHIND_MOV_SS, dr::DR6_RESET | dr::DR6_BD));
+}
+
+#[test]
+fn a_data_breakpoint_that_mov_ss_held_back_traps_at_the_handler_of_a_software_interrupt() {
+    let mut rig = stepped_behind_mov_ss(|a| a.int3());
+    rig.cpu.dr[0] = DATA;
+    rig.cpu.write_dr7(0x3_0002); // read or write, 1 byte, G0
+    rig.run(10);
+    let (v, stack) = halted(&rig);
+    assert_eq!((v, u64::from(stack[0]), rig.cpu.dr6), (1, HANDLERS + 16 * 3, dr::DR6_RESET | 1));
 }
 
 #[test]
