@@ -16,6 +16,9 @@ const PS: u64 = 1 << 7;
 const G: u64 = 1 << 8;
 const XD: u64 = 1 << 63;
 
+/// How often a walk begins again because others change what it reads.
+const WALKS: usize = 64;
+
 /// The end of a walk, before EPT.
 #[derive(Clone, Copy, Debug)]
 struct Leaf {
@@ -106,6 +109,17 @@ impl Cpu {
     }
 
     fn walk(&mut self, lin: u64, wanted: Wanted) -> Result<Leaf, Stop> {
+        for _ in 0..WALKS {
+            if let Some(leaf) = self.walk_once(lin, wanted)? {
+                return Ok(leaf);
+            }
+        }
+        // Others change the entries as fast as they are read: a spurious fault lets the guest look for itself.
+        Err(self.page_fault(lin, wanted, 0))
+    }
+
+    /// None: an entry changed between its reading and the setting of its flags.
+    fn walk_once(&mut self, lin: u64, wanted: Wanted) -> Result<Option<Leaf>, Stop> {
         if self.efer.lma() {
             if !is_canonical(lin) {
                 return Err(Stop::GP0);
@@ -124,7 +138,7 @@ impl Cpu {
         }
     }
 
-    fn walk_64(&mut self, lin: u64, root: u64, top: u32, wanted: Wanted) -> Result<Leaf, Stop> {
+    fn walk_64(&mut self, lin: u64, root: u64, top: u32, wanted: Wanted) -> Result<Option<Leaf>, Stop> {
         let mut table = root;
         let (mut writable, mut user, mut no_execute) = (true, true, false);
         let mut shift = top;
@@ -159,6 +173,7 @@ impl Cpu {
             user &= entry & US != 0;
             no_execute |= entry & XD != 0;
             let mut want = A;
+            let mut found = None;
             if leaf {
                 let l = Leaf {
                     gpa: entry & self.physical_mask() & !page_mask & !0xfff | lin & page_mask,
@@ -173,16 +188,20 @@ impl Cpu {
                 if wanted.write {
                     want |= D;
                 }
-                self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
-                return Ok(l);
+                found = Some(l);
             }
-            self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
+            let set = self.set_table_flags(entry_gpa, entry, want, entry_lin)?;
+            match found {
+                _ if !set => return Ok(None),
+                Some(_) => return Ok(found),
+                None => {}
+            }
             table = entry & self.physical_mask() & 0x000f_ffff_ffff_f000;
             shift -= 9;
         }
     }
 
-    fn walk_32(&mut self, lin: u64, wanted: Wanted) -> Result<Leaf, Stop> {
+    fn walk_32(&mut self, lin: u64, wanted: Wanted) -> Result<Option<Leaf>, Stop> {
         let pde_gpa = (self.cr3 & 0xffff_f000) + (lin >> 22) * 4;
         let pde: u32 = self.load_table(pde_gpa, Some(lin))?;
         let (p, rw, us) = (P as u32, RW as u32, US as u32);
@@ -198,7 +217,9 @@ impl Cpu {
             let base = u64::from(pde & 0xffc0_0000) | u64::from(pde >> 13 & 0xff) << 32;
             (base | lin & 0x3f_ffff, pde_gpa, pde, 0x3f_ffff, pde)
         } else {
-            self.set_table_flags(pde_gpa, pde, A as u32, Some(lin))?;
+            if !self.set_table_flags(pde_gpa, pde, A as u32, Some(lin))? {
+                return Ok(None);
+            }
             let pte_gpa = u64::from(pde & 0xffff_f000) + (lin >> 12 & 0x3ff) * 4;
             let pte: u32 = self.load_table(pte_gpa, Some(lin))?;
             if pte & p == 0 {
@@ -216,8 +237,8 @@ impl Cpu {
         };
         self.check_rights(lin, &leaf, wanted)?;
         let want = if wanted.write { A | D } else { A } as u32;
-        self.set_table_flags(entry_gpa, entry, want, Some(lin))?;
-        Ok(leaf)
+        let set = self.set_table_flags(entry_gpa, entry, want, Some(lin))?;
+        Ok(set.then_some(leaf))
     }
 
     /// The PDPTEs that CR3 points to, for PAE paging; reserved bits are #GP (SDM 3, "PDPTE Registers").
@@ -243,35 +264,54 @@ impl Cpu {
         Ok(self.load_physical(hpa))
     }
 
-    /// Sets accessed or dirty flags atomically; another processor may have changed the entry: then the walk's result is
-    /// still one that the processor could have cached.
+    /// Sets accessed or dirty flags atomically. False: another processor changed more of the entry than these flags
+    /// since it was read, so the walk begins again.
     fn set_table_flags<W: Word>(
         &mut self,
         gpa: u64,
         entry: W,
         flags: impl Into<u64>,
         lin: Option<u64>,
-    ) -> Result<(), Stop> {
-        let new = entry | W::from_u64(flags.into());
-        if new == entry {
-            return Ok(());
+    ) -> Result<bool, Stop> {
+        let flags = W::from_u64(flags.into());
+        if entry | flags == entry {
+            return Ok(true);
         }
         let wanted = Wanted { write: true, fetch: false, access: Access::Supervisor };
         let (hpa, _) = self.second_level(gpa, lin, wanted, super::ept::Origin::Table)?;
-        if let Some(offset) = self.ram.offset_of(hpa) {
-            let mut old = entry;
-            while let Err(seen) = self.ram.cas(offset, old, old | W::from_u64(new.to_u64() & !entry.to_u64())) {
-                if seen.to_u64() & P == 0 {
-                    break;
-                }
-                old = seen;
+        let Some(offset) = self.ram.offset_of(hpa) else { return Ok(true) };
+        let both = W::from_u64(A | D);
+        let mut old = entry;
+        while let Err(seen) = self.ram.cas(offset, old, old | flags) {
+            if seen | both != entry | both {
+                return Ok(false);
             }
-            self.ram.code_changed(offset, W::BYTES);
+            old = seen;
         }
-        Ok(())
+        self.ram.code_changed(offset, W::BYTES);
+        Ok(true)
     }
 }
 
 fn leaf_rights(l: &Leaf) -> super::ept::Origin {
     super::ept::Origin::Data { user: l.user, writable: l.writable, no_execute: l.no_execute }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{DATA, Rig};
+
+    #[test]
+    fn an_entry_that_another_processor_changed_keeps_its_value_and_the_walk_begins_again() {
+        let mut rig = Rig::long();
+        let read = 0x5000 | P | RW;
+        rig.write_u64(DATA, read & !P);
+        assert_eq!(rig.cpu.set_table_flags(DATA, read, A | D, None), Ok(false));
+        assert_eq!(rig.read_u64(DATA), read & !P);
+        // Another processor's accessed flag is no such change.
+        rig.write_u64(DATA, read | A);
+        assert_eq!(rig.cpu.set_table_flags(DATA, read, A | D, None), Ok(true));
+        assert_eq!(rig.read_u64(DATA), read | A | D);
+    }
 }
