@@ -73,6 +73,11 @@ pub trait Bus: Send {
     /// The VM's TSC without this processor's offset, when it has retired `retired` instructions.
     /// Also the VM's time: [`crate::cpu::TSC_HZ`] ticks a second.
     fn tsc(&mut self, retired: u64) -> u64;
+    /// As [`Bus::tsc`], for an instruction that reads it: never less than any processor of the VM has read before. Guests
+    /// take the TSCs for synchronized (SDM 3, "Invariant TSC").
+    fn read_tsc(&mut self, retired: u64) -> u64 {
+        self.tsc(retired)
+    }
     /// How many instructions may run before `deadline_tsc` (same scale as [`Bus::tsc`]) has to be looked at
     /// again; 0 when it has passed.
     fn instructions_until(&mut self, retired: u64, deadline_tsc: u64) -> u64;

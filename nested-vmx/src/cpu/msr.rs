@@ -103,7 +103,7 @@ fn check(ok: bool) -> Result<(), Stop> {
 impl Cpu {
     /// The processor's TSC now, as code outside VMX non-root operation reads it.
     pub(crate) fn tsc(&mut self) -> u64 {
-        self.bus.tsc(self.retired).wrapping_add(self.msrs.tsc_offset)
+        self.bus.read_tsc(self.retired).wrapping_add(self.msrs.tsc_offset)
     }
 
     /// #GP(0) for what does not exist. Privilege and VM exits are the caller's business.

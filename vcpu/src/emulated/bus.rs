@@ -141,6 +141,19 @@ impl Bus for MachineBus {
         self.now()
     }
 
+    /// A vCPU that is behind one that has read the time goes forward to there, with its timers.
+    fn read_tsc(&mut self, retired: u64) -> u64 {
+        let own = self.tsc(retired);
+        let latest = self.wiring.latest_read.fetch_max(own, Relaxed);
+        if self.realtime || latest <= own {
+            return own;
+        }
+        self.desk.offset.fetch_add(latest - own, Relaxed);
+        // What was to happen in so many instructions happens sooner.
+        self.wiring.mailboxes[self.i].call(attention::INTERRUPTS);
+        latest
+    }
+
     fn instructions_until(&mut self, retired: u64, deadline_tsc: u64) -> u64 {
         let left = deadline_tsc.saturating_sub(self.tsc(retired));
         if self.realtime { left.saturating_mul(PER_HOST_NS) } else { left }

@@ -257,6 +257,36 @@ const LOCKED: [(&str, AtWord); 4] = [
 ];
 
 #[test]
+fn no_processor_reads_a_tsc_below_one_that_was_read_before() {
+    const LOCK: i32 = FREE;
+    const LAST: i32 = FREE + 0x40;
+    let machine = Machine::new(2, |a| {
+        let (mut again, mut good, mut bad) = (a.create_label(), a.create_label(), a.create_label());
+        a.mov(edi, 20_000)?;
+        mark(a, &mut again)?;
+        a.mov(ebx, 1)?;
+        a.xchg(dword_ptr(LOCK), ebx)?;
+        a.test(ebx, ebx)?;
+        a.jne(again)?;
+        a.rdtsc()?;
+        a.cmp(edx, dword_ptr(LAST + 4))?;
+        a.ja(good)?;
+        a.jb(bad)?;
+        a.cmp(eax, dword_ptr(LAST))?;
+        a.jae(good)?;
+        mark(a, &mut bad)?;
+        a.inc(dword_ptr(BAD))?;
+        mark(a, &mut good)?;
+        a.mov(dword_ptr(LAST), eax)?;
+        a.mov(dword_ptr(LAST + 4), edx)?;
+        a.mov(dword_ptr(LOCK), 0)?;
+        a.dec(edi)?;
+        a.jne(again)
+    });
+    machine.run();
+}
+
+#[test]
 fn locked_operations_of_two_processors_lose_nothing() {
     // Where the word is in its two pages, and how often each processor adds to it: a crossing stops the others.
     const PLACES: [(&str, i32, u32); 3] =

@@ -77,6 +77,8 @@ pub struct Wiring {
     device_deadline: AtomicU64,
     /// Console input was queued.
     input: AtomicBool,
+    /// The highest time that an instruction has read, on any vCPU.
+    pub latest_read: AtomicU64,
 }
 
 /// Where devices' outputs go, while the devices are locked.
@@ -125,6 +127,7 @@ impl Wiring {
             devices: Mutex::new(devices),
             device_deadline: AtomicU64::new(NEVER),
             input: AtomicBool::new(false),
+            latest_read: AtomicU64::new(0),
         }
     }
 
