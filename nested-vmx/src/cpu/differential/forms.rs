@@ -253,61 +253,41 @@ pub fn has_feature(f: CpuidFeature, cpuid: impl Fn(u32, u32) -> [u32; 4]) -> boo
     }
 }
 
+/// Brings x87, MMX or XMM instructions, or their state.
+fn vector(f: &CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    matches!(
+        f,
+        FPU | FPU287
+            | FPU387
+            | MMX
+            | SSE
+            | SSE2
+            | SSE3
+            | SSSE3
+            | SSE4_1
+            | SSE4_2
+            | AES
+            | PCLMULQDQ
+            | SHA
+            | AVX
+            | AVX2
+            | FXSR
+            | XSAVE
+            | XSAVEOPT
+            | XSAVEC
+            | XSAVES
+    )
+}
+
 /// Works on x87, MMX or XMM registers, or on their state.
 pub fn is_vector(code: Code) -> bool {
-    use CpuidFeature::*;
-    code.cpuid_features().iter().any(|f| {
-        matches!(
-            f,
-            FPU | FPU287
-                | FPU387
-                | MMX
-                | SSE
-                | SSE2
-                | SSE3
-                | SSSE3
-                | SSE4_1
-                | SSE4_2
-                | AES
-                | PCLMULQDQ
-                | SHA
-                | AVX
-                | AVX2
-                | FXSR
-                | XSAVE
-                | XSAVEOPT
-                | XSAVEC
-        )
-    })
+    // XSAVES and XRSTORS are not offered.
+    code.cpuid_features().iter().any(|f| vector(f) && *f != CpuidFeature::XSAVES)
 }
 
 /// Works on general registers and memory only.
 pub fn is_integer(i: &Instruction) -> bool {
-    use CpuidFeature::*;
-    let vector = |f: &CpuidFeature| {
-        matches!(
-            f,
-            FPU | FPU287
-                | FPU387
-                | MMX
-                | SSE
-                | SSE2
-                | SSE3
-                | SSSE3
-                | SSE4_1
-                | SSE4_2
-                | AES
-                | PCLMULQDQ
-                | SHA
-                | AVX
-                | AVX2
-                | FXSR
-                | XSAVE
-                | XSAVEOPT
-                | XSAVEC
-                | XSAVES
-        )
-    };
     let general = (0..i.op_count()).all(|n| i.op_kind(n) != OpKind::Register || i.op_register(n).is_gpr());
     let mut vectors = i.code().cpuid_features().iter().filter(|f| vector(f));
     match i.code().encoding() {

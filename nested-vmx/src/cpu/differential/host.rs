@@ -52,7 +52,9 @@ struct Context {
 pub struct Signal(pub i32);
 
 /// The one place where host instructions run; holds a lock.
-pub struct Host(#[allow(dead_code)] MutexGuard<'static, ()>);
+pub struct Host {
+    _alone: MutexGuard<'static, ()>,
+}
 
 static LOCK: Mutex<()> = Mutex::new(());
 static READY: AtomicBool = AtomicBool::new(false);
@@ -253,7 +255,7 @@ impl Host {
         let alternative = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
         // SAFETY: the leaked stack lives forever.
         assert_eq!(unsafe { libc::sigaltstack(&alternative, std::ptr::null_mut()) }, 0);
-        Self(guard)
+        Self { _alone: guard }
     }
 
     /// Places the instruction that the next runs execute.
